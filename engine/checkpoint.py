@@ -1,0 +1,145 @@
+"""Our own checkpoint folders: config.json, vqvae.safetensors and one prior_K.safetensors per level.
+
+Nothing in them is executed when they are read. Modules are built without memory and take the tensors of the file one
+by one, so a level is in host memory once, in the dtype it is used in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .config import JukeboxConfig, from_json, to_json
+from .prior import Prior
+from .vqvae import VQVAE
+
+FORMAT = 1
+DEMO = Path(__file__).parent / "demo"
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and what to do about it."""
+
+
+def prior_file(level: int) -> str:
+    return f"prior_{level}.safetensors"
+
+
+VQVAE_FILE = "vqvae.safetensors"
+
+
+def save_config(folder: Path, config: JukeboxConfig) -> None:
+    """Write `config.json`; `folder` is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"format": FORMAT, **to_json(config)}, indent=2) + "\n"
+    _replace(folder / "config.json", lambda path: path.write_text(text))
+
+
+def save_network(path: Path, network: nn.Module, dtype: torch.dtype = torch.float16) -> None:
+    """Write the parameters and buffers of `network` to one safetensors file, in `dtype`."""
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network.state_dict().items()}
+    _replace(path, lambda temporary: save_file(tensors, temporary))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """All or nothing: `path` holds the old content or the new, whenever the process ends."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_config(folder: Path) -> JukeboxConfig:
+    """Raises CheckpointError where `folder` is no checkpoint of this format."""
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text())
+        if values.pop("format", None) != FORMAT:
+            raise CheckpointError(f"{path}: not a format {FORMAT} fastjukebox config")
+        return from_json(JukeboxConfig, values)
+    except FileNotFoundError:
+        hint = " (OpenAI files? run `fastjukebox convert` on them first)" if folder.is_dir() else ""
+        raise CheckpointError(f"{path} does not exist{hint}") from None
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def load_vqvae(folder: Path, device: torch.device | str = "cpu") -> VQVAE:
+    """The VQ-VAE of a folder, in FP32: it is small, and the codes it finds should not depend on a dtype."""
+    config = load_config(folder).vqvae
+    return _load(folder / VQVAE_FILE, lambda: VQVAE(config), device, torch.float32)
+
+
+def load_prior(
+    folder: Path, level: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Prior:
+    """The prior of `level` (0 is the finest) of a folder."""
+    config = load_config(folder)
+    if not 0 <= level < len(config.priors):
+        raise CheckpointError(f"{folder}: has priors of level 0 to {len(config.priors) - 1}, not {level}")
+    return _load(folder / prior_file(level), lambda: Prior(config.priors[level]), device, dtype)
+
+
+def _load(path: Path, build: Callable[[], Network], device: torch.device | str, dtype: torch.dtype) -> Network:
+    with torch.device("meta"):
+        network = build()
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            assign(network, ((name, file.get_tensor(name).to(dtype)) for name in file.keys()), path)  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); is the file complete?") from None
+    return network.eval().requires_grad_(False)
+
+
+def assign(network: nn.Module, tensors: Iterable[tuple[str, Tensor]], path: Path) -> None:
+    """Give `network` (built on the meta device) its tensors.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected or of another shape; names the file, the tensor, both shapes.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = set()
+    for name, tensor in tensors:
+        if name not in expected:
+            raise CheckpointError(f"{path}: tensor {name} {tuple(tensor.shape)} has no place in a {_name(network)}")
+        if tuple(tensor.shape) != expected[name]:
+            raise CheckpointError(
+                f"{path}: tensor {name} has shape {tuple(tensor.shape)}, the config asks for {expected[name]}"
+            )
+        network.load_state_dict({name: tensor}, strict=False, assign=True)
+        found.add(name)
+    missing = sorted(set(expected) - found)
+    if missing:
+        raise CheckpointError(
+            f"{path}: {len(missing)} tensors are missing, the first {missing[0]} {expected[missing[0]]}; "
+            f"is this the file of a {_name(network)}?"
+        )
+
+
+def _name(network: nn.Module) -> str:
+    return f"level {network.config.level} prior" if isinstance(network, Prior) else type(network).__name__
+
+
+def fingerprint(folder: Path) -> str:
+    """A short identity of a folder's weights: its config, and the size, head and tail of each file."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            file.seek(max(0, size - (1 << 20)))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,85 @@
+"""The convolutional blocks that the VQ-VAE and the upsamplers' conditioner share. All tensors are [B, channels, T]."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class ResidualBlock(nn.Module):
+    """x + res_scale * conv_1x1(relu(conv_3(relu(x)))), the wide convolution dilated; length is kept."""
+
+    def __init__(self, width: int, hidden: int, dilation: int, res_scale: float) -> None:
+        super().__init__()
+        self.dilated = nn.Conv1d(width, hidden, 3, padding=dilation, dilation=dilation)
+        self.mix = nn.Conv1d(hidden, width, 1)
+        self.res_scale = res_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.mix(self.dilated(x.relu()).relu_())
+        return x + branch if self.res_scale == 1.0 else x + self.res_scale * branch
+
+
+class ResidualStack(nn.Sequential):
+    """`depth` residual blocks with dilations growth ** 0, growth ** 1, ..., starting over every `cycle` blocks."""
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        *,
+        conv_ratio: float = 1.0,
+        growth: int = 1,
+        cycle: int | None = None,
+        scale_residual: bool = False,
+        widest_first: bool = False,
+    ) -> None:
+        dilations = [growth ** (block % (cycle or depth)) for block in range(depth)]
+        if widest_first:
+            dilations.reverse()
+        res_scale = 1.0 / math.sqrt(depth) if scale_residual else 1.0
+        super().__init__(
+            *(ResidualBlock(width, int(conv_ratio * width), dilation, res_scale) for dilation in dilations)
+        )
+        # How far, in positions, an output looks to either side.
+        self.radius = sum(dilations)
+
+
+class Downsampler(nn.Module):
+    """From [B, in, T] to [B, out, T / stride ** stages]."""
+
+    def __init__(self, in_width: int, width: int, out_width: int, stages: int, stride: int, **stack: Any) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(
+            nn.Conv1d(width if stage else in_width, width, 2 * stride, stride, stride // 2) for stage in range(stages)
+        )
+        depth = stack.pop("depth")
+        self.stacks = nn.ModuleList(ResidualStack(width, depth, **stack) for _ in range(stages))
+        self.out = nn.Conv1d(width, out_width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for down, stack in zip(self.down, self.stacks, strict=True):
+            x = stack(down(x))
+        return self.out(x)
+
+
+class Upsampler(nn.Module):
+    """From [B, in, T] to [B, out, T * stride ** stages]."""
+
+    def __init__(self, in_width: int, width: int, out_width: int, stages: int, stride: int, **stack: Any) -> None:
+        super().__init__()
+        self.into = nn.Conv1d(in_width, width, 3, padding=1)
+        depth = stack.pop("depth")
+        self.stacks = nn.ModuleList(ResidualStack(width, depth, **stack) for _ in range(stages))
+        self.up = nn.ModuleList(
+            nn.ConvTranspose1d(width, out_width if stage == stages - 1 else width, 2 * stride, stride, stride // 2)
+            for stage in range(stages)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.into(x)
+        for stack, up in zip(self.stacks, self.up, strict=True):
+            x = up(stack(x))
+        return x

@@ -1,0 +1,140 @@
+"""Decoders turn a window's prompt into a full window of codes. Each owns its cache and buffers; weights belong to the
+prior. `BACKENDS` lists them with what they need; one is chosen once, by name or as the fastest that can run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..kernels import philox, reference
+from .kv_cache import KVCache
+from .prior import Prior
+
+
+@dataclass(frozen=True)
+class LevelSampling:
+    """How the codes of one level are drawn: logits / temperature, then top-k (0: all), then top-p (1: all)."""
+
+    temperature: float = 0.99
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class WindowTask:
+    """What a decoder is given for one window of B items.
+
+    codes: [B, context_len] int64; the first `prompt_len` are given, the others are written by the decoder.
+    frame_cond: [B, context_len, W] or None; start_cond: [B, 1, W] or None.
+    items, offset: item numbers [B], and the position in the song of the window's first code; with seed and level they
+    say which random numbers are drawn.
+    """
+
+    codes: Tensor
+    prompt_len: int
+    items: Tensor
+    seed: int
+    level: int
+    offset: int
+    sampling: LevelSampling
+    frame_cond: Tensor | None = None
+    start_cond: Tensor | None = None
+
+
+class Decoder(Protocol):
+    """Call `prefill(task)` once per window, then `run` for consecutive ranges of positions from `prompt_len` on."""
+
+    def prefill(self, task: WindowTask) -> None:
+        """Take the task and put its prompt into the cache."""
+        ...
+
+    def run(self, start: int, stop: int) -> None:
+        """Write codes start ... stop - 1 of the task in place; no host sync in between."""
+        ...
+
+
+class EagerDecoder:
+    """Plain PyTorch, step by step, on any device."""
+
+    # Positions whose noise is drawn in one go.
+    NOISE_BLOCK = 64
+
+    def __init__(self, prior: Prior, batch: int) -> None:
+        self.prior = prior
+        # On CPUs the matrix product of a single row takes another path, with another rounding, than the product of
+        # two rows or more, whose rows do not depend on each other. Two lanes at least, and an item's codes are the same
+        # in every batch.
+        self.lanes = max(batch, 2) if prior.device.type == "cpu" else batch
+        self.cache = KVCache(prior.config, self.lanes, prior.device, prior.dtype)
+
+    @torch.inference_mode()
+    def prefill(self, task: WindowTask) -> None:
+        batch = len(task.codes)
+        if batch > self.lanes:
+            raise ValueError(f"{batch} items for a decoder of {self.lanes}")
+        pick = torch.arange(self.lanes, device=self.prior.device).clamp(max=batch - 1)
+        self.task, self.pick = task, pick
+        self.frame_cond = None if task.frame_cond is None else task.frame_cond[pick]
+        self.start_cond = None if task.start_cond is None else task.start_cond[pick]
+        self.noise = torch.empty(0)
+        if task.prompt_len:
+            # Item by item, so that the shapes, and with them the rounding, do not depend on the batch.
+            for lane in range(self.lanes):
+                one = slice(lane, lane + 1)
+                self.prior.prefill(
+                    task.codes[pick[one], : task.prompt_len - 1],
+                    self.cache.lane(lane),
+                    0,
+                    None if self.frame_cond is None else self.frame_cond[one],
+                    None if self.start_cond is None else self.start_cond[one],
+                )
+
+    @torch.inference_mode()
+    def run(self, start: int, stop: int) -> None:
+        task, codes, sampling = self.task, self.task.codes, self.task.sampling
+        for pos in range(start, stop):
+            block = (pos - task.prompt_len) % self.NOISE_BLOCK
+            if block == 0:
+                positions = torch.arange(pos, pos + self.NOISE_BLOCK, device=codes.device) + task.offset
+                size = self.prior.config.codebook_size
+                self.noise = philox.gumbel_noise(task.seed, task.items, task.level, positions, size)
+            previous = codes[self.pick, pos - 1] if pos else None
+            logits = self.prior.decode_step(previous, pos, self.cache, self.frame_cond, self.start_cond)
+            codes[:, pos] = reference.sample_logits(
+                logits[: len(codes)], self.noise[:, block], sampling.temperature, sampling.top_k, sampling.top_p
+            )
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to decode: `missing(device)` says in a few words why it cannot run there, or None."""
+
+    name: str
+    build: Callable[[Prior, int], Decoder]
+    missing: Callable[[torch.device], str | None]
+
+
+# The fastest first: "auto" takes the first that can run.
+BACKENDS = (Backend("eager", EagerDecoder, lambda device: None),)
+
+
+def choose_backend(name: str, device: torch.device) -> Backend:
+    """The backend called `name`, or the fastest that can run on `device` for "auto".
+
+    Raises:
+        ValueError: there is none of that name, or it cannot run here; says why.
+    """
+    if name == "auto":
+        return next(backend for backend in BACKENDS if backend.missing(device) is None)
+    for backend in BACKENDS:
+        if backend.name == name:
+            reason = backend.missing(device)
+            if reason:
+                raise ValueError(f"backend {name!r} cannot run on {device}: {reason}")
+            return backend
+    raise ValueError(f"backend must be auto, {', '.join(backend.name for backend in BACKENDS)}; not {name!r}")

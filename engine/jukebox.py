@@ -1,0 +1,282 @@
+"""The story from a checkpoint to audio: load, sample, continue, upsample, stream, resume."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import checkpoint
+from .audio import AudioError, AudioLike, read_audio, write_audio
+from .decoder import choose_backend
+from .prior import Prior
+from .runs import Request, Run, RunError
+from .sampler import ProgressCallback, Sampling, SamplingParams
+
+logger = logging.getLogger("fastjukebox")
+MODELS = {"demo": checkpoint.DEMO}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was sampled.
+
+    audio: FP32 [items, samples] at `sample_rate` Hz.
+    codes: per level int64 [items, n], the finest level first; empty for levels that were not sampled. Upper levels may
+        reach beyond the audio, where the windows below them need that.
+    """
+
+    audio: Tensor
+    sample_rate: int
+    codes: list[Tensor]
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write .wav, .flac or .ogg; several items become name-0.wav, name-1.wav, ... Returns the files."""
+        return write_audio(path, self.audio, self.sample_rate)
+
+
+class Jukebox:
+    """A VQ-VAE and its priors, ready to sample. Priors are loaded when their level is sampled: one at a time by level,
+    all of them by time (`stream`)."""
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, backend: str) -> None:
+        self.folder, self.device, self.dtype = folder, device, dtype
+        self.config = checkpoint.load_config(folder)
+        self.backend = choose_backend(backend, device)
+        self.vqvae = checkpoint.load_vqvae(folder, device)
+        self._priors: dict[int, Prior] = {}
+        logger.info("%s on %s in %s with the %s decoder", folder.name, device, _dtype_name(dtype), self.backend.name)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_name: str | Path = "demo",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype | None = None,
+        backend: str = "auto",
+    ) -> Jukebox:
+        """The model in a checkpoint folder, or one that comes with the package ("demo").
+
+        device: "auto" is "cuda" where there is one, else "cpu". dtype: of the priors; by default float32 on CPUs and
+        float16 elsewhere. backend: "auto" takes the fastest decoder that can run.
+
+        Raises:
+            CheckpointError: not a checkpoint folder, or a damaged one.
+            ValueError: a device, dtype or backend that cannot be used here; says why.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            device = torch.device(device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"device {str(device)!r} cannot be used: {reason}") from None
+        if dtype is None:
+            dtype = torch.float32 if device.type == "cpu" else torch.float16
+        if isinstance(dtype, str):
+            if dtype not in DTYPES:
+                raise ValueError(f"dtype must be {', '.join(DTYPES)}, not {dtype!r}")
+            dtype = DTYPES[dtype]
+        folder = MODELS.get(str(path_or_name), Path(path_or_name).expanduser())
+        return cls(folder, device, dtype, backend)
+
+    @property
+    def sample_rate(self) -> int:
+        return self.config.vqvae.sample_rate
+
+    def prior(self, level: int, resident: bool = True) -> Prior:
+        """The prior of `level`, loaded if need be; unless `resident`, all others are dropped."""
+        if not resident:
+            self._priors = {known: prior for known, prior in self._priors.items() if known == level}
+        if level not in self._priors:
+            self._priors[level] = checkpoint.load_prior(self.folder, level, self.device, self.dtype)
+        return self._priors[level]
+
+    def encode(self, audio: AudioLike, sample_rate: int | None = None) -> list[Tensor]:
+        """Codes per level [items, n], the finest first, of a file or an array at `sample_rate`, by default the model's.
+        What is left over after the last whole top-level code is left out. Raises AudioError."""
+        samples = read_audio(audio, self.sample_rate, sample_rate)
+        levels = self.config.vqvae.levels
+        unit = self.config.vqvae.samples_per_code(levels - 1)
+        whole = samples.shape[1] // unit * unit
+        if not whole:
+            raise AudioError(
+                f"{samples.shape[1]} samples at {self.sample_rate} Hz are less than one top-level code, {unit} samples"
+            )
+        samples = samples[:, :whole].to(self.device)
+        return [self.vqvae.encode(samples, level).cpu() for level in range(levels)]
+
+    def decode(self, codes: Tensor, level: int = 0) -> Tensor:
+        """Audio, FP32 [items, samples], of codes [items, n] of one level. Raises ValueError on codes out of range."""
+        size = self.config.vqvae.codebook_size
+        if codes.dim() != 2 or not codes.numel() or not 0 <= int(codes.min()) <= int(codes.max()) < size:
+            raise ValueError(f"codes must be [items, n], n > 0, with values 0 to {size - 1}; got {tuple(codes.shape)}")
+        return self.vqvae.decode(codes.to(self.device), level).cpu()
+
+    def sample(
+        self,
+        params: SamplingParams,
+        codes: Sequence[Tensor] | None = None,
+        *,
+        order: str = "level",
+        run_dir: str | Path | None = None,
+        overwrite: bool = False,
+        output: str | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Result:
+        """Sample `params.num_samples` items.
+
+        codes: per level [items, n] (or [1, n] for all items), the finest first, that are given; every level goes on
+            from its own.
+        order: "level", one prior in memory at a time, or "time"; both give the same codes.
+        run_dir: saved there after each window; `resume` goes on from it. `overwrite` replaces a run that stands there.
+        output: kept in the run for `resume` on the command line.
+        progress: called with Progress(done, total, level, eta), counted in codes.
+
+        Raises:
+            ValueError: parameters, codes or lengths that make no sense; says which.
+            RunError: the run directory cannot be used.
+        """
+        sampling = self._prepare(params, codes)
+        run = self._create_run(sampling, run_dir, overwrite, output)
+        return self._finish(sampling, run, order, progress)
+
+    def continue_audio(
+        self, prompt: AudioLike, params: SamplingParams, sample_rate: int | None = None, **options: object
+    ) -> Result:
+        """Go on from audio, to `params.seconds` in all; the prompt opens the result, as the VQ-VAE hears it.
+
+        prompt: a file, or an array [samples] or [items, samples] at `sample_rate`. `options` are those of `sample`.
+        """
+        if params.seconds is None:
+            raise ValueError("seconds is needed: the length of the result, prompt included")
+        samples = read_audio(prompt, self.sample_rate, sample_rate)
+        if samples.shape[1] >= round(params.seconds * self.sample_rate):
+            raise ValueError(
+                f"the prompt, {samples.shape[1] / self.sample_rate:.2f} s, leaves nothing to sample in a result of "
+                f"{params.seconds:g} s: ask for more seconds, or cut the prompt"
+            )
+        return self.sample(params, self.encode(samples), **options)  # pyright: ignore[reportArgumentType]
+
+    def upsample(self, codes: Sequence[Tensor | None], params: SamplingParams, **options: object) -> Result:
+        """Sample the levels below the given ones.
+
+        codes: per level, the finest first; None or empty for the levels to be sampled. `params.seconds` defaults to
+        what the coarsest given level covers. `options` are those of `sample`.
+        """
+        given = [level for level, tensor in enumerate(codes) if tensor is not None and tensor.shape[1]]
+        levels = self.config.vqvae.levels
+        if len(codes) != levels or not given:
+            raise ValueError(f"upsample needs codes of a level above 0, as a list of {levels} levels, the finest first")
+        if params.seconds is None:
+            top = codes[given[-1]]
+            assert top is not None
+            covered = top.shape[1] * self.config.vqvae.samples_per_code(given[-1])
+            params = replace(params, seconds=covered / self.sample_rate)
+        empty = torch.zeros(params.num_samples, 0, dtype=torch.long)
+        known = [empty if tensor is None else tensor for tensor in codes]
+        return self.sample(params, known, **options)  # pyright: ignore[reportArgumentType]
+
+    def stream(
+        self,
+        params: SamplingParams,
+        codes: Sequence[Tensor] | None = None,
+        *,
+        progress: ProgressCallback | None = None,
+    ) -> Iterator[Tensor]:
+        """Audio in chunks [items, samples], each as soon as its codes exist; joined they are `sample`'s audio.
+
+        All priors are in memory. Takes what `sample` takes.
+        """
+        sampling = self._prepare(params, codes)
+        level = params.level
+        step, margin = self.vqvae.block_codes(level)
+        length, sent = sampling.plans[level].length, 0
+
+        def ready() -> Iterator[Tensor]:
+            nonlocal sent
+            filled = sampling.filled[level]
+            while sent < length and (filled >= length or filled >= sent + step + margin):
+                stop = min(sent + step, length)
+                yield self._audio(sampling, sent, stop)
+                sent = stop
+
+        yield from ready()
+        for _ in sampling.run(self.prior, self.backend, "time", progress):
+            yield from ready()
+
+    @classmethod
+    def resume(cls, run_dir: str | Path, progress: ProgressCallback | None = None) -> Result:
+        """Go on with a run to the result that an undisturbed run gives.
+
+        Raises:
+            RunError: not a run, or the model's weights are not those that it began with.
+        """
+        run = Run.open(Path(run_dir))
+        request = run.request
+        if checkpoint.fingerprint(Path(request.model)) != request.fingerprint:
+            raise RunError(f"{run.folder} was begun with other weights than {request.model} holds now")
+        jukebox = cls.from_pretrained(request.model, request.device, request.dtype, request.backend)
+        sampling = Sampling(jukebox.config, request.params, request.samples, run.load())
+        return jukebox._finish(sampling, run, "level", progress)
+
+    def _prepare(self, params: SamplingParams, codes: Sequence[Tensor] | None) -> Sampling:
+        if params.seconds is None:
+            raise ValueError("seconds is needed: the length of the result")
+        samples = max(1, round(params.seconds * self.sample_rate))
+        levels, items = self.config.vqvae.levels, params.num_samples
+        known = list(codes) if codes is not None else [torch.zeros(items, 0, dtype=torch.long)] * levels
+        if len(known) != levels:
+            raise ValueError(f"codes are for {len(known)} levels, the model has {levels}")
+        known = [tensor.expand(items, -1) if len(tensor) == 1 else tensor for tensor in known]
+        sampling = Sampling(self.config, params, samples, known)
+        if sampling.filled[params.level] >= sampling.plans[params.level].length:
+            raise ValueError(
+                f"the level {params.level} codes given fill {params.seconds:g} s: nothing is left to sample"
+            )
+        return sampling
+
+    def _create_run(
+        self, sampling: Sampling, run_dir: str | Path | None, overwrite: bool, output: str | None
+    ) -> Run | None:
+        if run_dir is None:
+            return None
+        request = Request(
+            params=sampling.params,
+            samples=sampling.samples,
+            model=str(self.folder.resolve()),
+            fingerprint=checkpoint.fingerprint(self.folder),
+            backend=self.backend.name,
+            device=str(self.device),
+            dtype=_dtype_name(self.dtype),
+            output=output,
+        )
+        known = [codes[:, :filled] for codes, filled in zip(sampling.codes, sampling.filled, strict=True)]
+        return Run.create(Path(run_dir), request, known, overwrite)
+
+    def _finish(self, sampling: Sampling, run: Run | None, order: str, progress: ProgressCallback | None) -> Result:
+        for _ in sampling.run(self.prior, self.backend, order, progress):
+            if run:
+                run.save([codes[:, :filled] for codes, filled in zip(sampling.codes, sampling.filled, strict=True)])
+        level = sampling.params.level
+        audio = self._audio(sampling, 0, sampling.plans[level].length)
+        codes = [codes[:, :filled] for codes, filled in zip(sampling.codes, sampling.filled, strict=True)]
+        return Result(audio, self.sample_rate, codes)
+
+    def _audio(self, sampling: Sampling, start: int, stop: int) -> Tensor:
+        """Audio of codes start ... stop - 1 of the level that is decoded, cut at the requested length."""
+        level = sampling.params.level
+        codes = sampling.codes[level][:, : sampling.plans[level].length].to(self.device)
+        audio = self.vqvae.decode(codes, level, start, stop).cpu()
+        offset = start * self.config.vqvae.samples_per_code(level)
+        return audio[:, : max(0, sampling.samples - offset)]
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

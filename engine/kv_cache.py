@@ -1,0 +1,100 @@
+"""Keys and values of a window, preallocated per layer to what that layer can still see.
+
+A position is stored in a slot such that one decode step reads a contiguous run: ROW keeps one row; COLUMN keeps the
+window column by column; PREVIOUS_ROW keeps two rows in turns; DENSE keeps the window as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from .config import PriorConfig
+from .patterns import Pattern
+
+
+class LayerCache:
+    """One layer's keys and values: `keys` and `values` [B, H, slots, D]."""
+
+    def __init__(
+        self, pattern: Pattern, config: PriorConfig, batch: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.pattern, self.row_len, self.num_rows = pattern, config.row_len, config.num_rows
+        slots = {Pattern.ROW: self.row_len, Pattern.PREVIOUS_ROW: 2 * self.row_len}.get(pattern, config.context_len)
+        self.kv = torch.zeros(2, batch, config.heads, slots, config.head_dim, device=device, dtype=dtype)
+        self.keys, self.values = self.kv.unbind(0)
+
+    def lane(self, item: int) -> LayerCache:
+        """A view of one item's keys and values."""
+        view = copy.copy(self)
+        view.kv = self.kv[:, item : item + 1]
+        view.keys, view.values = view.kv.unbind(0)
+        return view
+
+    def slot(self, pos: int) -> int:
+        """Where position `pos` is kept."""
+        return slot(self.pattern, pos, self.row_len, self.num_rows)
+
+    def visible(self, pos: int) -> tuple[int, int]:
+        """First slot and number of slots that position `pos` sees, itself included where the pattern includes it."""
+        row, column = divmod(pos, self.row_len)
+        if self.pattern is Pattern.ROW:
+            return 0, column + 1
+        if self.pattern is Pattern.COLUMN:
+            return column * self.num_rows, row + 1
+        if self.pattern is Pattern.PREVIOUS_ROW:
+            return (row - 1) % 2 * self.row_len, self.row_len if row else 0
+        return 0, pos + 1
+
+    def first_seen(self, start: int) -> int:
+        """The first position, at the start of a row, that any position from `start` on can see."""
+        row = start // self.row_len
+        if self.pattern is Pattern.ROW:
+            return row * self.row_len
+        if self.pattern is Pattern.PREVIOUS_ROW:
+            return max(0, row - 1) * self.row_len
+        return 0
+
+    def past(self, start: int) -> Tensor:
+        """Keys and values [2, B, n, H, D] of positions first_seen(start) ... start - 1."""
+        slots = [self.slot(pos) for pos in range(self.first_seen(start), start)]
+        return self.kv[:, :, :, slots].transpose(2, 3)
+
+    def store(self, kv: Tensor, start: int) -> None:
+        """Keep keys and values [2, B, T, H, D] of positions start ... start + T - 1."""
+        stop = start + kv.shape[2]
+        # A chunk of many rows would write a slot more than once; only what can still be seen is written.
+        first = max(start, self.first_seen(stop - 1))
+        slots = torch.tensor([self.slot(pos) for pos in range(first, stop)], device=kv.device)
+        self.kv.index_copy_(3, slots, kv[:, :, first - start :].transpose(2, 3))
+
+
+def slot(pattern: Pattern, pos: int, row_len: int, num_rows: int) -> int:
+    """The slot of position `pos` in the cache of a layer with `pattern`."""
+    row, column = divmod(pos, row_len)
+    if pattern is Pattern.ROW:
+        return column
+    if pattern is Pattern.COLUMN:
+        return column * num_rows + row
+    if pattern is Pattern.PREVIOUS_ROW:
+        return row % 2 * row_len + column
+    return pos
+
+
+class KVCache:
+    """The caches of all layers of a prior for `batch` items."""
+
+    def __init__(self, config: PriorConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.layers = [LayerCache(pattern, config, batch, device, dtype) for pattern in config.layer_patterns]
+
+    def lane(self, item: int) -> KVCache:
+        """A view of one item's cache."""
+        view = copy.copy(self)
+        view.layers = [layer.lane(item) for layer in self.layers]
+        return view
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.kv.nbytes for layer in self.layers)

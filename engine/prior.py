@@ -1,0 +1,140 @@
+"""A prior: the sparse transformer over one level's codes, with its upper-level conditioner
+(Dhariwal et al. 2020, section 4; Fast Jukebox's top level has no condition).
+
+Position t takes the embedding of code t - 1 (t = 0: a learned start token, or `start_cond`), the position embedding
+and the frame condition at t; it yields the logits of code t. The frame condition is added once more after the
+transformer, and the head is the token embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import ConditionerConfig, PriorConfig
+from .convolution import Upsampler
+from .kv_cache import KVCache
+from .transformer import LayerNorm, TransformerLayer
+
+
+class Conditioner(nn.Module):
+    """Upper-level codes [B, T / ratio] -> frame condition [B, T, W], for the codes of one window."""
+
+    def __init__(self, config: ConditionerConfig, codebook_size: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.randn(codebook_size, width) * 0.02)
+        self.upsampler = Upsampler(
+            width,
+            config.width,
+            width,
+            config.stages,
+            config.stride,
+            depth=config.depth,
+            conv_ratio=config.conv_ratio,
+            growth=config.dilation_growth,
+            cycle=config.dilation_cycle,
+            scale_residual=config.scale_residual,
+        )
+        self.ln = LayerNorm(width)
+
+    def forward(self, upper_codes: Tensor) -> Tensor:
+        x = F.embedding(upper_codes, self.embedding)
+        return self.ln(self.upsampler(x.transpose(1, 2)).transpose(1, 2))
+
+
+class Prior(nn.Module):
+    """Stateless. `forward` for training; `condition`, `prefill` and `decode_step` for sampling."""
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Parameter(torch.randn(config.codebook_size, config.width) * 0.02)
+        self.pos_embedding = nn.Parameter(torch.randn(config.context_len, config.width) * 0.01)
+        self.start_token = nn.Parameter(torch.randn(1, config.width) * 0.01)
+        self.layers = nn.ModuleList(TransformerLayer(config, pattern) for pattern in config.layer_patterns)
+        self.conditioner: Conditioner | None = None
+        if config.conditioner:
+            self.conditioner = Conditioner(config.conditioner, config.codebook_size, config.width)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.token_embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.token_embedding.device
+
+    def condition(self, upper_codes: Tensor) -> Tensor:
+        """Frame condition [B, context_len, W] from the upper codes [B, context_len / ratio] of a window, item by item,
+        so that an item's condition does not depend on its batch."""
+        if self.conditioner is None:
+            raise ValueError(f"the level {self.config.level} prior has no conditioner")
+        return torch.cat([self.conditioner(item) for item in torch.split(upper_codes, 1)]).to(self.dtype)
+
+    def forward(self, codes: Tensor, frame_cond: Tensor | None = None, start_cond: Tensor | None = None) -> Tensor:
+        """Logits [B, T, V] of every code of `codes` [B, T] (int64), each given those before it.
+
+        frame_cond: [B, T, W], start_cond: [B, 1, W]; zeros and the start token where None.
+        """
+        x = self.embed(codes[:, :-1], 0, frame_cond, start_cond)
+        for layer in self.layers:
+            x = layer(x)
+        return self.logits(x, frame_cond)
+
+    def prefill(
+        self,
+        codes: Tensor,
+        cache: KVCache,
+        start: int = 0,
+        frame_cond: Tensor | None = None,
+        start_cond: Tensor | None = None,
+    ) -> Tensor:
+        """Put positions start ... start + T - 1 into the cache and return their hidden states [B, T, W].
+
+        codes: [B, T - 1] if `start` is 0, else [B, T]: the codes that these positions take in, each one position late.
+        frame_cond: [B, context_len, W].
+        """
+        x = self.embed(codes, start, frame_cond, start_cond)
+        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+            x = layer(x, layer_cache, start)
+        return x
+
+    def decode_step(
+        self,
+        previous: Tensor | None,
+        pos: int,
+        cache: KVCache,
+        frame_cond: Tensor | None = None,
+        start_cond: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, V] of position `pos` from the codes [B] at `pos` - 1 (None at position 0)."""
+        x = self.token_embedding[previous] if previous is not None else self._start(start_cond, cache)
+        x = x + self.pos_embedding[pos]
+        cond = None if frame_cond is None else frame_cond[:, pos]
+        if cond is not None:
+            x = x + cond
+        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+            x = layer.decode(x, layer_cache, pos)
+        return self.logits(x, cond)
+
+    def embed(self, codes: Tensor, start: int, frame_cond: Tensor | None, start_cond: Tensor | None) -> Tensor:
+        """The transformer's input [B, T, W] for positions from `start` on; see `prefill`."""
+        x = F.embedding(codes, self.token_embedding)
+        if start == 0:
+            first = self.start_token.expand(len(codes), 1, -1) if start_cond is None else start_cond
+            x = torch.cat([first, x], dim=1)
+        stop = start + x.shape[1]
+        x = x + self.pos_embedding[start:stop]
+        return x if frame_cond is None else x + frame_cond[:, start:stop]
+
+    def logits(self, x: Tensor, cond: Tensor | None) -> Tensor:
+        """Hidden states [..., W] and their frame condition -> FP32 logits [..., V]."""
+        if cond is not None:
+            x = x + cond
+        return (x @ self.token_embedding.T).float()
+
+    def _start(self, start_cond: Tensor | None, cache: KVCache) -> Tensor:
+        if start_cond is not None:
+            return start_cond[:, 0]
+        return self.start_token.expand(cache.layers[0].kv.shape[1], -1)

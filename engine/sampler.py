@@ -1,0 +1,228 @@
+"""From a request to codes: what is asked for, and the loop over windows that fills every level."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .config import JukeboxConfig
+from .decoder import Backend, Decoder, LevelSampling, WindowTask
+from .prior import Prior
+from .windows import LevelPlan, Window, plan_levels, schedule
+
+MAX_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """A request. Settings per level are one number for all levels, or one per level, the finest (0) first.
+
+    seconds: length of the result, prompt included; kept to the sample. None where the codes given decide.
+    seed: 0 ... 2^64 - 1. An item's codes depend on the weights, the seed and the item's number, and on nothing else.
+    num_samples, first_item: items `first_item` ... `first_item + num_samples - 1` of this seed.
+    temperature: above 0. top_k: 0 keeps all codes. top_p: in (0, 1], 1 keeps all.
+    hop_fraction: how far windows move, as a part of the window; None: the original's 0.125 at the top, 0.5 below.
+    batch_size: items decoded together at most.
+    level: the level that is decoded to audio; levels below it are not sampled. 1 or 2 make a quick preview.
+    """
+
+    seconds: float | None = None
+    seed: int = 0
+    num_samples: int = 1
+    first_item: int = 0
+    temperature: float | tuple[float, ...] = 0.99
+    top_k: int | tuple[int, ...] = 0
+    top_p: float | tuple[float, ...] = 1.0
+    hop_fraction: float | tuple[float, ...] | None = None
+    batch_size: int = 16
+    level: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seconds is not None and not 0 < self.seconds <= MAX_SECONDS:
+            raise ValueError(f"seconds must be above 0 and at most {MAX_SECONDS}, not {self.seconds}")
+        for name, low, high in (
+            ("seed", 0, 2**64 - 1),
+            ("num_samples", 1, 2**20),
+            ("first_item", 0, 2**31),
+            ("batch_size", 1, 2**20),
+            ("level", 0, 2**10),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise ValueError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+        for name, valid, rule in (
+            ("temperature", lambda value: 0 < value < math.inf, "above 0"),
+            ("top_k", lambda value: value >= 0 and value == int(value), "a whole number, 0 (all codes) or more"),
+            ("top_p", lambda value: 0 < value <= 1, "above 0 and at most 1"),
+            ("hop_fraction", lambda value: 0 < value <= 1, "above 0 and at most 1"),
+        ):
+            value = getattr(self, name)
+            for one in value if isinstance(value, tuple) else () if value is None else (value,):
+                if not valid(one):
+                    raise ValueError(f"{name} must be {rule}, not {one}")
+
+    def per_level(self, name: str, levels: int) -> tuple[float, ...]:
+        """The setting `name` of every level, the finest first. Raises ValueError on a wrong number of them."""
+        value = getattr(self, name)
+        if value is None:
+            return (0.5,) * (levels - 1) + (0.125,)
+        if not isinstance(value, tuple):
+            return (value,) * levels
+        if len(value) != levels:
+            raise ValueError(f"{name} has {len(value)} values, the model has {levels} levels")
+        return value
+
+
+class Progress(NamedTuple):
+    """Codes sampled and to be sampled over all levels, the level at work, and the seconds that are left."""
+
+    done: int
+    total: int
+    level: int
+    eta: float
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+class PriorSource(Protocol):
+    def __call__(self, level: int, resident: bool) -> Prior:
+        """The prior of `level`; unless `resident`, other levels may be dropped."""
+        ...
+
+
+class Sampling:
+    """One request under way: its plan, its codes so far, and the windows still to do.
+
+    codes: per level [num_samples, length] int64 on the host; `filled[level]` of them are there.
+    """
+
+    # Positions decoded between two progress reports.
+    REPORT_EVERY = 128
+
+    def __init__(
+        self,
+        config: JukeboxConfig,
+        params: SamplingParams,
+        samples: int,
+        known: Sequence[Tensor],
+    ) -> None:
+        """known: per level the codes [num_samples, n] that are there already, a prompt or an earlier run's.
+
+        Raises:
+            ValueError: codes out of range, or the wrong number of items.
+        """
+        levels = len(config.priors)
+        if not 0 <= params.level < levels:
+            raise ValueError(f"level {params.level} does not exist; the model has levels 0 to {levels - 1}")
+        self.config, self.params, self.samples = config, params, samples
+        self.filled = [codes.shape[1] for codes in known]
+        self.plans = plan_levels(
+            config, samples, params.per_level("hop_fraction", levels), self.filled, bottom=params.level
+        )
+        self.codes = []
+        for level, (plan, codes) in enumerate(zip(self.plans, known, strict=True)):
+            if len(codes) != params.num_samples:
+                raise ValueError(
+                    f"level {level} codes are for {len(codes)} items, the request is for {params.num_samples}"
+                )
+            size = config.vqvae.codebook_size
+            if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
+                raise ValueError(f"level {level} codes must be 0 to {size - 1}, not {codes.min()} to {codes.max()}")
+            room = torch.zeros(params.num_samples, max(plan.length, codes.shape[1]), dtype=torch.long)
+            room[:, : codes.shape[1]] = codes
+            self.codes.append(room)
+        self.settings = [
+            LevelSampling(temperature, int(top_k), top_p)
+            for temperature, top_k, top_p in zip(
+                *(params.per_level(name, levels) for name in ("temperature", "top_k", "top_p")), strict=True
+            )
+        ]
+
+    def windows(self, order: str) -> list[Window]:
+        """What is still to be sampled, in `order`; see windows.schedule."""
+        plans: list[LevelPlan] = [
+            replace(plan, known=filled) for plan, filled in zip(self.plans, self.filled, strict=True)
+        ]
+        return list(schedule(plans, order, self.params.level))
+
+    def run(
+        self, priors: PriorSource, backend: Backend, order: str = "level", progress: ProgressCallback | None = None
+    ) -> Iterator[Window]:
+        """Sample window after window; each is yielded when its codes are in `codes`, complete."""
+        windows = self.windows(order)
+        meter = _Meter(windows, self.config, self.params.num_samples, progress)
+        decoders: dict[int, Decoder] = {}
+        for window in windows:
+            level = window.level
+            if order == "level" and level not in decoders:
+                # Its buffers, and the prior it holds, go with the level.
+                decoders.clear()
+            prior = priors(level, resident=order == "time")
+            batch = min(self.params.batch_size, self.params.num_samples)
+            if level not in decoders:
+                decoders[level] = backend.build(prior, batch)
+            for first in range(0, self.params.num_samples, batch):
+                rows = slice(first, min(first + batch, self.params.num_samples))
+                self._window(window, rows, prior, decoders[level], meter)
+            self.filled[level] = window.stop
+            yield window
+
+    def _window(self, window: Window, rows: slice, prior: Prior, decoder: Decoder, meter: _Meter) -> None:
+        level, device = window.level, prior.device
+        codes = torch.zeros(rows.stop - rows.start, prior.config.context_len, dtype=torch.long)
+        codes[:, : window.first - window.start] = self.codes[level][rows, window.start : window.first]
+        codes = codes.to(device)
+        frame_cond = None
+        if prior.config.conditioner:
+            ratio = prior.config.conditioner.upper_ratio
+            upper = self.codes[level + 1][rows, window.start // ratio : window.upper_needed]
+            with torch.inference_mode():
+                frame_cond = prior.condition(upper.to(device))
+        decoder.prefill(
+            WindowTask(
+                codes=codes,
+                prompt_len=window.first - window.start,
+                items=torch.arange(rows.start, rows.stop, device=device) + self.params.first_item,
+                seed=self.params.seed,
+                level=level,
+                offset=window.start,
+                sampling=self.settings[level],
+                frame_cond=frame_cond,
+            )
+        )
+        for pos in range(window.first, window.stop, self.REPORT_EVERY):
+            stop = min(pos + self.REPORT_EVERY, window.stop)
+            decoder.run(pos - window.start, stop - window.start)
+            meter.add(level, (stop - pos) * len(codes))
+        self.codes[level][rows, window.first : window.stop] = codes[
+            :, window.first - window.start : window.stop - window.start
+        ].cpu()
+
+
+class _Meter:
+    """Reports progress. A code's cost is taken to grow with the weights its prior reads."""
+
+    def __init__(
+        self, windows: list[Window], config: JukeboxConfig, items: int, progress: ProgressCallback | None
+    ) -> None:
+        self.progress = progress
+        # The constant stands for what a layer costs whatever its width.
+        self.cost = [prior.depth * (prior.width**2 + 2**18) for prior in config.priors]
+        self.total = sum(window.new_codes for window in windows) * items
+        self.work_left = float(sum(window.new_codes * self.cost[window.level] for window in windows) * items)
+        self.done, self.work_done, self.started = 0, 0.0, time.monotonic()
+
+    def add(self, level: int, codes: int) -> None:
+        self.done += codes
+        self.work_done += codes * self.cost[level]
+        self.work_left -= codes * self.cost[level]
+        if self.progress:
+            elapsed = time.monotonic() - self.started
+            self.progress(Progress(self.done, self.total, level, elapsed * self.work_left / self.work_done))

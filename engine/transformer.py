@@ -1,0 +1,86 @@
+"""One layer of the sparse transformer: factored attention and MLP around the residual stream
+(Dhariwal et al. 2020, section 4.1). The residual is h = x + attn(ln_0(x)); out = x + res_scale * (attn + mlp(ln_1(h))).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels import reference
+from .config import PriorConfig
+from .kv_cache import LayerCache
+from .patterns import Pattern
+
+
+class Projection(nn.Module):
+    """x @ weight + bias with `weight` [in, out]."""
+
+    def __init__(self, in_width: int, out_width: int, std: float = 0.02) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(in_width, out_width) * std)
+        self.bias = nn.Parameter(torch.zeros(out_width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return reference.linear(x, self.weight, self.bias)
+
+
+class LayerNorm(nn.Module):
+    """Over the last axis, statistics in FP32."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return reference.layer_norm(x, self.weight, self.bias)
+
+
+class TransformerLayer(nn.Module):
+    """Stateless: keys and values live in the LayerCache that is passed in."""
+
+    def __init__(self, config: PriorConfig, pattern: Pattern) -> None:
+        super().__init__()
+        self.pattern, self.row_len, self.heads = pattern, config.row_len, config.heads
+        self.res_scale = config.res_scale
+        self.ln_0 = LayerNorm(config.width)
+        self.qkv = Projection(config.width, 3 * config.attn_width)
+        self.proj = Projection(config.attn_width, config.width)
+        self.ln_1 = LayerNorm(config.width)
+        self.up = Projection(config.width, config.mlp_width)
+        self.down = Projection(config.mlp_width, config.width)
+
+    def forward(self, x: Tensor, cache: LayerCache | None = None, start: int = 0) -> Tensor:
+        """x [B, T, W] of positions start ... start + T - 1 -> the same shape. With a cache, its keys and values of
+        earlier positions are seen and those of the chunk are kept; without one, `start` must be 0."""
+        # [B, T, 3, H, D]
+        qkv = self.qkv(self.ln_0(x)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.unbind(2)
+        key_start = 0
+        if cache:
+            key_start = cache.first_seen(start)
+            past = cache.past(start)
+            cache.store(qkv[:, :, 1:].permute(2, 0, 1, 3, 4), start)
+            k, v = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
+        a = reference.prefill_attention(q, k, v, self.pattern.value, self.row_len, start, key_start)
+        return self._residual(x, self.proj(a.flatten(2)))
+
+    def decode(self, x: Tensor, cache: LayerCache, pos: int) -> Tensor:
+        """x [B, W] at position `pos` -> [B, W]; everything before `pos` is in the cache, and `pos` is added to it."""
+        # [B, 3, H, D]
+        qkv = self.qkv(self.ln_0(x)).view(x.shape[0], 3, self.heads, -1)
+        cache.kv[:, :, :, cache.slot(pos)] = qkv[:, 1:].transpose(0, 1)
+        first, count = cache.visible(pos)
+        if count:
+            keys, values = cache.keys.narrow(2, first, count), cache.values.narrow(2, first, count)
+            a = self.proj(reference.decode_attention(qkv[:, 0], keys, values).flatten(1))
+        else:
+            # Attention over nothing is zero; the projection leaves its bias.
+            a = self.proj.bias
+        return self._residual(x, a)
+
+    def _residual(self, x: Tensor, a: Tensor) -> Tensor:
+        h = x + a
+        m = self.down(reference.quick_gelu(self.up(self.ln_1(h))))
+        return h + m if self.res_scale == 1.0 else x + self.res_scale * (a + m)

@@ -1,15 +1,53 @@
-"""Maps the top-level folders to the package `fastjukebox`.
+"""Maps the top-level folders to the package `fastjukebox`, and builds the native decoder where there is a compiler.
 
 A top-level package called `kernels` would overwrite Hugging Face's package of that name, so nothing is installed
 outside the `fastjukebox` namespace. The metadata is in pyproject.toml.
 """
 
-from setuptools import setup
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 FOLDERS = ("engine", "kernels", "distill")
+
+
+class OptionalBuild(build_ext):
+    """Without a compiler the install goes on; the reason is kept beside the place of the library for `info`."""
+
+    def build_extension(self, ext: Extension) -> None:
+        library = Path(self.get_ext_fullpath(ext.name))
+        reason = library.parent / "_decode.missing"
+        reason.unlink(missing_ok=True)
+        try:
+            super().build_extension(ext)
+        except Exception as error:
+            library.unlink(missing_ok=True)
+            library.parent.mkdir(parents=True, exist_ok=True)
+            reason.write_text(f"{error}\n")
+            print(f"warning: the native decoder was not built: {error}")
+
+    def copy_extensions_to_source(self) -> None:
+        built = [ext for ext in self.extensions if Path(self.build_lib, self.get_ext_filename(ext.name)).exists()]
+        self.extensions, extensions = built, self.extensions
+        super().copy_extensions_to_source()
+        self.extensions = extensions
+
 
 setup(
     packages=[f"fastjukebox.{folder}" for folder in FOLDERS],
     package_dir={f"fastjukebox.{folder}": folder for folder in FOLDERS},
-    package_data={"fastjukebox.engine": ["demo/*"]},
+    package_data={"fastjukebox.engine": ["demo/*"], "fastjukebox.kernels": ["csrc/*"]},
+    ext_modules=[
+        # A plain library behind ctypes: no Python or PyTorch headers are used.
+        Extension(
+            "fastjukebox.kernels._decode",
+            ["kernels/csrc/decode.cpp"],
+            depends=[f"kernels/csrc/{name}" for name in ("decode.h", "threads.h", "simd.inc", "ops.inc", "step.inc")],
+            language="c++",
+            extra_compile_args=["-std=c++17", "-O3", "-Wno-psabi"],
+            extra_link_args=["-pthread"],
+        )
+    ],
+    cmdclass={"build_ext": OptionalBuild},
 )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
+import struct
+import tempfile
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,6 +17,8 @@ from torch import Tensor
 
 AudioLike: TypeAlias = str | Path | np.ndarray | Tensor
 FORMATS = (".wav", ".flac", ".ogg")
+# Samples handed to libsndfile at a time.
+BLOCK = 1 << 16
 
 
 class AudioError(ValueError):
@@ -57,25 +63,67 @@ def read_audio(source: AudioLike, sample_rate: int, source_rate: int | None = No
 
 
 def check_output(path: str | Path) -> Path:
-    """`path`, if its ending names a format that can be written and its folder exists. Raises AudioError."""
+    """`path`, if its ending names a format and files can be made in its folder. Raises AudioError."""
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise AudioError(f"{path}: the ending must be one of {', '.join(FORMATS)}")
-    if not path.parent.is_dir():
-        raise AudioError(f"{path}: the folder {path.parent} does not exist")
+    check_folder(path)
     return path
 
 
+def check_folder(path: Path) -> None:
+    """Raises AudioError where `path`'s folder does not exist or takes no new file."""
+    if not path.parent.is_dir():
+        raise AudioError(f"{path}: the folder {path.parent} does not exist")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise AudioError(f"{path}: the folder {path.parent} cannot be written to: {error.strerror}") from None
+
+
+def output_files(path: str | Path, items: int) -> list[Path]:
+    """The files of so many items: `path` itself for one, else name-0.wav, name-1.wav, ..."""
+    path = Path(path)
+    return [path] if items == 1 else [path.with_name(f"{path.stem}-{item}{path.suffix}") for item in range(items)]
+
+
 def write_audio(path: str | Path, samples: Tensor, sample_rate: int) -> list[Path]:
-    """Write samples [items, samples] as 16-bit wav or flac, or ogg, by the ending of `path`; several items become
-    name-0.wav, name-1.wav, ... Samples beyond +-1 are clipped. Returns the files."""
+    """Write samples [items, samples] as 16-bit wav or flac, or ogg, by the ending of `path`, to `output_files`; each
+    file appears whole or not at all. Samples beyond +-1 are clipped. Returns the files.
+
+    Raises:
+        AudioError: the ending is unknown or a file cannot be written; says why.
+    """
     path = check_output(path)
-    paths = [path]
-    if len(samples) > 1:
-        paths = [path.with_name(f"{path.stem}-{item}{path.suffix}") for item in range(len(samples))]
+    paths = output_files(path, len(samples))
     for item_path, item in zip(paths, samples, strict=True):
+        temporary = item_path.with_name(f".{item_path.stem}.part{item_path.suffix}")
         try:
-            soundfile.write(item_path, item.clamp(-1, 1).numpy(), sample_rate)
+            content = io.BytesIO()
+            with soundfile.SoundFile(content, "w", sample_rate, 1, format=path.suffix[1:].upper()) as file:
+                # In blocks: libsndfile 1.2 crashes on a minute of ogg in one piece.
+                for block in item.clamp(-1, 1).split(BLOCK):
+                    file.write(block.numpy())
+            # Not by libsndfile, which calls a full disk "System error".
+            temporary.write_bytes(content.getbuffer())
+            os.replace(temporary, item_path)
         except (soundfile.LibsndfileError, OSError) as error:
-            raise AudioError(f"cannot write {item_path}: {error}") from None
+            reason = getattr(error, "strerror", None) or str(error)
+            raise AudioError(f"cannot write {item_path}: {reason}") from None
+        finally:
+            temporary.unlink(missing_ok=True)
     return paths
+
+
+def wav_header(samples: int, sample_rate: int) -> bytes:
+    """The first 44 bytes of the 16-bit mono wav that `write_audio` writes; `wav_samples` follow."""
+    sizes = (36 + 2 * samples, b"WAVE", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16, b"data", 2 * samples)
+    return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", *sizes)
+
+
+def wav_samples(samples: Tensor) -> bytes:
+    """16-bit samples of `samples` [n], as `write_audio` rounds them."""
+    content = io.BytesIO()
+    soundfile.write(content, samples.clamp(-1, 1).numpy(), 1, "PCM_16", format="RAW")
+    return content.getvalue()

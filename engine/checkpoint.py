@@ -46,9 +46,12 @@ def save_config(folder: Path, config: JukeboxConfig) -> None:
 
 
 def save_network(path: Path, network: nn.Module, dtype: torch.dtype = torch.float16) -> None:
-    """Write the parameters and buffers of `network` to one safetensors file, in `dtype`."""
+    """Write the parameters and buffers of `network` to one safetensors file, in `dtype`.
+
+    The network's name goes with them: levels may have the same shapes.
+    """
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network.state_dict().items()}
-    _replace(path, lambda temporary: save_file(tensors, temporary))
+    _replace(path, lambda temporary: save_file(tensors, temporary, {"network": _name(network)}))
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
@@ -66,14 +69,15 @@ def load_config(folder: Path) -> JukeboxConfig:
     path = folder / "config.json"
     try:
         values = json.loads(path.read_text())
-        if values.pop("format", None) != FORMAT:
-            raise CheckpointError(f"{path}: not a format {FORMAT} fastjukebox config")
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+            raise ValueError(f"not a format {FORMAT} fastjukebox config")
         return from_json(JukeboxConfig, values)
     except FileNotFoundError:
         hint = " (OpenAI files? run `fastjukebox convert` on them first)" if folder.is_dir() else ""
         raise CheckpointError(f"{path} does not exist{hint}") from None
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    except (ValueError, AttributeError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{path}: {reason}") from None
 
 
 def load_vqvae(folder: Path, device: torch.device | str = "cpu") -> VQVAE:
@@ -97,6 +101,9 @@ def _load(path: Path, build: Callable[[], Network], device: torch.device | str, 
         network = build()
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
+            found = (file.metadata() or {}).get("network", _name(network))
+            if found != _name(network):
+                raise CheckpointError(f"{path}: holds a {found}, not a {_name(network)}")
             assign(network, ((name, file.get_tensor(name).to(dtype)) for name in file.keys()), path)  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); is the file complete?") from None

@@ -54,6 +54,7 @@ class VQVAEConfig:
                 f"downs {self.downs}, strides {self.strides} and multipliers {self.multipliers} "
                 "must have one entry per level"
             )
+        _check_strides(*self.strides)
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,9 @@ class ConditionerConfig:
     @property
     def upper_ratio(self) -> int:
         return self.stride**self.stages
+
+    def __post_init__(self) -> None:
+        _check_strides(self.stride)
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,9 @@ class PriorConfig:
         return tuple(self.pattern_cycle[layer % len(self.pattern_cycle)] for layer in range(self.depth))
 
     def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "context_len", "num_rows", "codebook_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.context_len % self.num_rows:
             raise ValueError(f"context_len {self.context_len} is not a multiple of num_rows {self.num_rows}")
         if self.attn_width % self.heads:
@@ -154,6 +161,12 @@ class JukeboxConfig:
                     f"the level {level} conditioner upsamples {prior.conditioner.upper_ratio}x, the VQ-VAE's level "
                     f"{level + 1} has {self.vqvae.upper_ratio(level + 1)}x fewer codes"
                 )
+
+
+def _check_strides(*strides: int) -> None:
+    # The convolutions of 2 * stride taps are padded by half a stride.
+    if any(stride < 2 or stride % 2 for stride in strides):
+        raise ValueError(f"strides must be even, not {strides}")
 
 
 Config = TypeVar("Config", bound=Any)

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..kernels import philox, reference
+from ..kernels import native, philox, reference
 from .kv_cache import KVCache
 from .prior import Prior
 
@@ -112,29 +112,51 @@ class EagerDecoder:
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to decode: `missing(device)` says in a few words why it cannot run there, or None."""
+    """A way to decode: `missing(device, dtype)` says in a few words why it cannot run there, or None."""
 
     name: str
     build: Callable[[Prior, int], Decoder]
-    missing: Callable[[torch.device], str | None]
+    missing: Callable[[torch.device, torch.dtype], str | None]
 
 
-# The fastest first: "auto" takes the first that can run.
-BACKENDS = (Backend("eager", EagerDecoder, lambda device: None),)
+def _native(prior: Prior, batch: int) -> Decoder:
+    from .native_decoder import NativeDecoder
+
+    return NativeDecoder(prior, batch)
 
 
-def choose_backend(name: str, device: torch.device) -> Backend:
-    """The backend called `name`, or the fastest that can run on `device` for "auto".
+def _native_int8(prior: Prior, batch: int) -> Decoder:
+    from .native_decoder import NativeDecoder
+
+    return NativeDecoder(prior, batch, int8=True)
+
+
+def _native_missing(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return "it is for CPUs"
+    return "it takes float32 priors" if dtype != torch.float32 else native.missing()
+
+
+# The fastest first: "auto" takes the first that can run and changes no result beyond rounding.
+BACKENDS = (
+    Backend("native", _native, _native_missing),
+    Backend("eager", EagerDecoder, lambda device, dtype: None),
+    Backend("native-int8", _native_int8, _native_missing),
+)
+
+
+def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
+    """The backend called `name`, or for "auto" the first of BACKENDS that can run on `device` with priors in `dtype`.
 
     Raises:
         ValueError: there is none of that name, or it cannot run here; says why.
     """
     if name == "auto":
-        return next(backend for backend in BACKENDS if backend.missing(device) is None)
+        return next(backend for backend in BACKENDS if backend.missing(device, dtype) is None)
     for backend in BACKENDS:
         if backend.name == name:
-            reason = backend.missing(device)
+            reason = backend.missing(device, dtype)
             if reason:
-                raise ValueError(f"backend {name!r} cannot run on {device}: {reason}")
+                raise ValueError(f"the {name} decoder cannot run on {device}: {reason}")
             return backend
     raise ValueError(f"backend must be auto, {', '.join(backend.name for backend in BACKENDS)}; not {name!r}")

@@ -47,7 +47,7 @@ class Jukebox:
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, backend: str) -> None:
         self.folder, self.device, self.dtype = folder, device, dtype
         self.config = checkpoint.load_config(folder)
-        self.backend = choose_backend(backend, device)
+        self.backend = choose_backend(backend, device, dtype)
         self.vqvae = checkpoint.load_vqvae(folder, device)
         self._priors: dict[int, Prior] = {}
         logger.info("%s on %s in %s with the %s decoder", folder.name, device, _dtype_name(dtype), self.backend.name)
@@ -188,6 +188,9 @@ class Jukebox:
         params: SamplingParams,
         codes: Sequence[Tensor] | None = None,
         *,
+        run_dir: str | Path | None = None,
+        overwrite: bool = False,
+        output: str | None = None,
         progress: ProgressCallback | None = None,
     ) -> Iterator[Tensor]:
         """Audio in chunks [items, samples], each as soon as its codes exist; joined they are `sample`'s audio.
@@ -195,6 +198,7 @@ class Jukebox:
         All priors are in memory. Takes what `sample` takes.
         """
         sampling = self._prepare(params, codes)
+        run = self._create_run(sampling, run_dir, overwrite, output)
         level = params.level
         step, margin = self.vqvae.block_codes(level)
         length, sent = sampling.plans[level].length, 0
@@ -209,6 +213,8 @@ class Jukebox:
 
         yield from ready()
         for _ in sampling.run(self.prior, self.backend, "time", progress):
+            if run:
+                run.save([codes[:, :filled] for codes, filled in zip(sampling.codes, sampling.filled, strict=True)])
             yield from ready()
 
     @classmethod
@@ -220,10 +226,18 @@ class Jukebox:
         """
         run = Run.open(Path(run_dir))
         request = run.request
-        if checkpoint.fingerprint(Path(request.model)) != request.fingerprint:
+        try:
+            fingerprint = checkpoint.fingerprint(Path(request.model))
+        except OSError as error:
+            raise RunError(f"{run.folder} needs the model in {request.model}: {error.strerror}") from None
+        if fingerprint != request.fingerprint:
             raise RunError(f"{run.folder} was begun with other weights than {request.model} holds now")
         jukebox = cls.from_pretrained(request.model, request.device, request.dtype, request.backend)
-        sampling = Sampling(jukebox.config, request.params, request.samples, run.load())
+        codes = run.load()
+        try:
+            sampling = Sampling(jukebox.config, request.params, request.samples, codes)
+        except ValueError as error:
+            raise RunError(f"{run.folder / 'codes.safetensors'} is not of this run: {error}") from None
         return jukebox._finish(sampling, run, "level", progress)
 
     def _prepare(self, params: SamplingParams, codes: Sequence[Tensor] | None) -> Sampling:

@@ -23,14 +23,18 @@ class LayerCache:
     ) -> None:
         self.pattern, self.row_len, self.num_rows = pattern, config.row_len, config.num_rows
         slots = {Pattern.ROW: self.row_len, Pattern.PREVIOUS_ROW: 2 * self.row_len}.get(pattern, config.context_len)
-        self.kv = torch.zeros(2, batch, config.heads, slots, config.head_dim, device=device, dtype=dtype)
-        self.keys, self.values = self.kv.unbind(0)
+        self._bind(torch.zeros(2, batch, config.heads, slots, config.head_dim, device=device, dtype=dtype))
+
+    def _bind(self, kv: Tensor) -> None:
+        self.kv = kv
+        self.keys, self.values = kv.unbind(0)
+        # [slots, B, 2, H, 1, D]: where one step writes.
+        self.by_slot = kv.permute(3, 1, 0, 2, 4).unsqueeze(4)
 
     def lane(self, item: int) -> LayerCache:
         """A view of one item's keys and values."""
         view = copy.copy(self)
-        view.kv = self.kv[:, item : item + 1]
-        view.keys, view.values = view.kv.unbind(0)
+        view._bind(self.kv[:, item : item + 1])
         return view
 
     def slot(self, pos: int) -> int:

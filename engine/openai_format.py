@@ -1,33 +1,33 @@
-"""OpenAI's checkpoint files (`vqvae.pth.tar`, `prior_level_K.pth.tar`): their tensor names and settings, and their
-conversion to a folder of ours.
-
-The config of a part comes from the file's `hps`, else from a preset; either way every tensor's name and shape is
-checked against it. Shapes do not show everything: in a file without `hps`, the number of heads and the patterns are
-the preset's, and an upsampler of level 1 looks like one of level 0.
+"""OpenAI's checkpoint files (`vqvae.pth.tar`, `prior_level_K.pth.tar`): the names of their tensors, and their
+conversion to a folder of ours. Every tensor's name and shape is checked against the config.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
-from .checkpoint import VQVAE_FILE, CheckpointError, assign, prior_file, save_config, save_network
-from .config import PRESETS, ConditionerConfig, JukeboxConfig, PriorConfig, VQVAEConfig
+from .checkpoint import VQVAE_FILE, CheckpointError, prior_file, save_config, save_network
+from .config import JukeboxConfig, PriorConfig, VQVAEConfig
+from .openai_config import prior_config, vqvae_config
 from .openai_pickle import Model, read_model
-from .patterns import Pattern
 from .prior import Prior
 from .vqvae import VQVAE
 
 # A preset by name, or a config, per part: "vqvae" or a prior's level.
 Presets = Mapping[str | int, str | VQVAEConfig | PriorConfig]
 
+Config = TypeVar("Config", VQVAEConfig, PriorConfig)
+Network = TypeVar("Network", bound=nn.Module)
+
+_ADVICE = "is it the right file, and the right preset?"
 _LAYER = "prior.transformer._attn_mods.{0}"
 # Our tensor names, as patterns, and OpenAI's; `_convolution_name` completes the last three.
 _NAMES = (
@@ -47,14 +47,6 @@ _NAMES = (
     (r"(decoders\.\d+)\.levels\.(\d+)\.(?P<inner>.+)", "{0}.level_blocks.{1}.{inner}"),
     (r"(encoders\.\d+)\.levels\.(?P<lower>\d+)\.(?P<inner>.+)", "{0}.level_blocks.{lower}.{inner}"),
 )
-
-# `attn_order` and the patterns it repeats. The others attend to lyrics or to summaries of rows.
-_PATTERN_CYCLES = {
-    0: (Pattern.DENSE,),
-    1: (Pattern.ROW, Pattern.COLUMN),
-    2: (Pattern.ROW, Pattern.COLUMN, Pattern.PREVIOUS_ROW),
-    9: (Pattern.ROW, Pattern.COLUMN, Pattern.PREVIOUS_ROW, Pattern.DENSE),
-}
 
 
 def openai_name(name: str, config: VQVAEConfig | PriorConfig) -> str:
@@ -119,37 +111,39 @@ def convert(
     if (out / "config.json").exists():
         raise CheckpointError(f"{out}: already holds a checkpoint; name another folder, or delete this one first")
 
-    created, written = not out.exists(), []
+    created, written = not out.exists(), list[Path]()
     try:
         out.mkdir(parents=True, exist_ok=True)
         model = read_model(vqvae)
-        part, source = vqvae_config(model, presets.get("vqvae"))
-        config = JukeboxConfig(part, ())
+        config, source = vqvae_config(model, presets.get("vqvae"))
+        stack = JukeboxConfig(config, ())
         written.append(out / VQVAE_FILE)
-        _write(model, VQVAE, part, source, written[-1], torch.float32)
+        save_network(written[-1], _network(model, VQVAE, config, source), torch.float32)
         del model
         _report(progress, 1, 1 + len(priors), "VQ-VAE")
         for level, path in priors.items():
             model = read_model(path)
-            part, source = prior_config(model, level, config.vqvae, presets.get(level))
+            config, source = prior_config(model, level, stack.vqvae, presets.get(level))
+            network = _network(model, Prior, config, source)
             try:
-                config = JukeboxConfig(config.vqvae, (*config.priors, part))
+                stack = JukeboxConfig(stack.vqvae, (*stack.priors, config))
             except ValueError as error:
                 raise CheckpointError(f"{path}: does not go with {vqvae}: {error} (config from {source})") from None
             written.append(out / prior_file(level))
-            _write(model, Prior, part, source, written[-1], dtype or _own_dtype(model.tensors))
-            del model
+            save_network(written[-1], network, dtype or _own_dtype(model))
+            del model, network
             _report(progress, 2 + level, 1 + len(priors), f"level {level} prior")
-        save_config(out, config)
+        save_config(out, stack)
     except BaseException as error:
         for path in written:
             path.unlink(missing_ok=True)
-        if created and out.is_dir():
-            out.rmdir()
+        if created:
+            with suppress(OSError):
+                out.rmdir()
         if isinstance(error, (OSError, SafetensorError)):
             raise CheckpointError(f"{out}: cannot be written ({error})") from None
         raise
-    return config
+    return stack
 
 
 def find_files(folder: Path) -> tuple[Path, dict[int, Path]]:
@@ -161,94 +155,49 @@ def find_files(folder: Path) -> tuple[Path, dict[int, Path]]:
     return folder / "vqvae.pth.tar", priors
 
 
-def vqvae_config(model: Model, preset: object = None) -> tuple[VQVAEConfig, str]:
-    """The config of a VQ-VAE's file, and where it is from."""
-    if any(key.startswith("prior.") for key in model.tensors):
-        raise CheckpointError(f"{model.path}: is a prior's file, given as the VQ-VAE")
-    given = _given(model.path, preset, VQVAEConfig)
-    hps = _Settings(model, "downs_t", "strides_t", "emb_width", "l_bins", "width", "depth")
-    if not hps.complete:
-        return _without_hps(hps, given, VQVAEConfig(), "vqvae")
-    downs = hps.integers("downs_t")
-    read = hps.build(
-        lambda: VQVAEConfig(
-            codebook_size=hps.integer("l_bins"),
-            code_dim=hps.integer("emb_width"),
-            downs=downs,
-            strides=hps.integers("strides_t"),
-            width=hps.integer("width"),
-            depth=hps.integer("depth"),
-            multipliers=hps.integers("hvqvae_multipliers") or (1,) * len(downs),
-            conv_ratio=float(hps.get("m_conv", 1.0)),
-            dilation_growth=hps.integer("dilation_growth_rate", 1),
-            dilation_cycle=hps.integer("dilation_cycle", 0) or None,
-            reverse_decoder_dilation=bool(hps.get("vqvae_reverse_decoder_dilation", True)),
-            sample_rate=hps.integer("sr", 44100),
-        )
-    )
-    return _agreed(model.path, read, given)
-
-
-def prior_config(model: Model, level: int, vqvae: VQVAEConfig, preset: object = None) -> tuple[PriorConfig, str]:
-    """The config of the file of the prior of `level`, and where it is from."""
+def _network(model: Model, kind: Callable[[Config], Network], config: Config, source: str) -> Network:
+    """Our network around the tensors of the file. No copies."""
+    with torch.device("meta"):
+        network = kind(config)
     path, tensors = model.path, model.tensors
-    if not any(key.startswith("prior.") for key in tensors):
-        what = "the VQ-VAE's file" if "bottleneck.level_blocks.0.k" in tensors else "not a prior's file"
-        raise CheckpointError(f"{path}: is {what}, given as the level {level} prior")
-    hps = _Settings(model, "n_ctx", "prior_width", "prior_depth", "heads", "attn_order", "blocks")
-    if hps.complete and hps.integer("level", level) != level:
-        raise CheckpointError(f"{path}: is a prior of level {hps.integer('level')} (its hps), given as level {level}")
-    _refuse_unsupported(model, hps)
-    conditioned = any(key.startswith("conditioner_blocks.") for key in tensors)
-    if level >= vqvae.levels:
-        raise CheckpointError(f"{path}: is given as level {level}, the VQ-VAE has levels 0 to {vqvae.levels - 1}")
-    if conditioned == (level == vqvae.levels - 1):
-        kind = "an upsampler (it has conditioner_blocks)" if conditioned else "a top prior (no conditioner_blocks)"
-        raise CheckpointError(f"{path}: is {kind}, given as level {level} of {vqvae.levels}; levels count from the finest")
-
-    given = _given(path, preset, PriorConfig)
-    if given and given.level != level:
-        raise CheckpointError(f"{path}: is given as level {level}, its preset is one of level {given.level}")
-    depth = 1 + max((int(key.split(".")[3]) for key in tensors if re.match(r"prior\.\w+\._attn_mods\.\d", key)), default=0)
-    if not hps.complete:
-        family = {preset.level: preset for preset in PRESETS.values() if isinstance(preset, PriorConfig)}.get(level)
-        published = dataclasses.replace(family, depth=depth) if family else None
-        config, source = _without_hps(hps, given, published, f"level {level}")
-    else:
-        config, source = _agreed(path, hps.build(lambda: _prior_from_hps(hps, level, vqvae, conditioned)), given)
-    if config.depth != depth:
-        raise CheckpointError(f"{path}: has {depth} layers, {source} asks for {config.depth}")
-    return config, source
-
-
-def _prior_from_hps(hps: _Settings, level: int, vqvae: VQVAEConfig, conditioned: bool) -> PriorConfig:
-    order = hps.integer("attn_order")
-    if order not in _PATTERN_CYCLES:
-        known = ", ".join(map(str, _PATTERN_CYCLES))
-        raise ValueError(f"attn_order {order} (lyrics or summary attention) is not supported yet, only {known}")
-    conditioner = None
-    if conditioned:
-        conditioner = ConditionerConfig(
-            width=hps.integer("cond_width"),
-            depth=hps.integer("cond_depth"),
-            stages=vqvae.downs[level + 1],
-            stride=vqvae.strides[level + 1],
-            conv_ratio=float(hps.get("cond_m_conv", 1.0)),
-            dilation_growth=hps.integer("cond_dilation_growth_rate", 1),
-            dilation_cycle=hps.integer("cond_dilation_cycle", 0) or None,
-            scale_residual=bool(hps.get("cond_res_scale", False)),
+    # The output head of a prior is its embedding.
+    left = {name: tensor for name, tensor in tensors.items() if name != "prior.x_out.weight"}
+    taken = {}
+    for name, expected in network.state_dict().items():
+        theirs = _file_name(openai_name(name, config), tensors)
+        tensor = left.pop(theirs, None)
+        if tensor is None:
+            shape = tuple(expected.shape)
+            raise CheckpointError(f"{path}: lacks tensor {theirs} {shape}, which {source} asks for; {_ADVICE}")
+        if tensor.shape != expected.shape:
+            raise CheckpointError(
+                f"{path}: tensor {theirs} has shape {tuple(tensor.shape)}, {source} asks for {tuple(expected.shape)}; "
+                f"{_ADVICE}"
+            )
+        # A tensor that is part of a larger storage cannot be written as it is.
+        whole = tensor.untyped_storage().nbytes() == tensor.nbytes
+        taken[name] = tensor if whole else tensor.clone()
+    if left:
+        theirs, tensor = next(iter(left.items()))
+        raise CheckpointError(
+            f"{path}: has {len(left)} tensors that {source} has no place for, the first {theirs} "
+            f"{tuple(tensor.shape)}; {_ADVICE}"
         )
-    return PriorConfig(
-        level=level,
-        width=hps.integer("prior_width"),
-        depth=hps.integer("prior_depth"),
-        heads=hps.integer("heads"),
-        context_len=hps.integer("n_ctx"),
-        num_rows=hps.integer("blocks", 1),
-        codebook_size=hps.integer("l_bins", vqvae.codebook_size),
-        pattern_cycle=_PATTERN_CYCLES[order],
-        attn_ratio=float(hps.get("m_attn", 0.25)),
-        mlp_ratio=float(hps.get("m_mlp", 1.0)),
-        scale_residual=bool(hps.get("res_scale", False)),
-        conditioner=conditioner,
-    )
+    network.load_state_dict(taken, assign=True)
+    return network
+
+
+def _file_name(name: str, tensors: Mapping[str, Tensor]) -> str:
+    """`name`, or what it is called where the stack was trained with gradient checkpointing."""
+    checkpointed = re.sub(r"(\.level_blocks\.\d+|\.cond)\.model\.(\d+\.\d)\.model\.", r"\1.model.\2.blocks.", name)
+    return checkpointed if checkpointed in tensors else name
+
+
+def _own_dtype(model: Model) -> torch.dtype:
+    halves = {tensor.dtype for tensor in model.tensors.values() if tensor.ndim == 2} & {torch.float16, torch.bfloat16}
+    return halves.pop() if len(halves) == 1 else torch.float32
+
+
+def _report(progress: Callable[[int, int, str], None] | None, done: int, total: int, part: str) -> None:
+    if progress:
+        progress(done, total, part)

@@ -132,6 +132,9 @@ class Prior(nn.Module):
         """Hidden states [..., W] and their frame condition -> FP32 logits [..., V]."""
         if cond is not None:
             x = x + cond
+        if x.dim() == 2:
+            # A decode step: multiplied from this side, the rounding of a row does not depend on how many there are.
+            return (self.token_embedding @ x.T).T.float()
         return (x @ self.token_embedding.T).float()
 
     def _start(self, start_cond: Tensor | None, cache: KVCache) -> Tensor:

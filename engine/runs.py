@@ -58,10 +58,10 @@ class Run:
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            # An old run's codes must not be taken for the new request's: that goes first, and this comes last.
+            (folder / "request.json").unlink(missing_ok=True)
         except OSError as error:
             raise RunError(f"cannot make the run directory {folder}: {error.strerror}") from None
-        # An old run's codes must not be taken for the new request's: they go first, and the request comes last.
-        (folder / "request.json").unlink(missing_ok=True)
         run.save(codes)
         text = json.dumps(dataclasses.asdict(request), indent=2) + "\n"
         run._write("request.json", lambda path: path.write_text(text))
@@ -73,16 +73,18 @@ class Run:
         path = folder / "request.json"
         try:
             values = json.loads(path.read_text())
+            if values["format"] != FORMAT:
+                raise RunError(f"{path} has format {values['format']}; this version reads format {FORMAT}")
             for name in ("temperature", "top_k", "top_p", "hop_fraction"):
                 if isinstance(values["params"][name], list):
                     values["params"][name] = tuple(values["params"][name])
             request = Request(params=SamplingParams(**values.pop("params")), **values)
         except FileNotFoundError:
             raise RunError(f"{folder} holds no run: there is no request.json in it") from None
+        except RunError:
+            raise
         except (ValueError, TypeError, KeyError, OSError) as error:
             raise RunError(f"{path} cannot be read: {error}") from None
-        if request.format != FORMAT:
-            raise RunError(f"{path} has format {request.format}; this version reads format {FORMAT}")
         return cls(folder, request)
 
     def load(self) -> list[Tensor]:
@@ -117,6 +119,18 @@ class Run:
 def save_codes(path: Path, codes: Sequence[Tensor]) -> None:
     """Write codes, per level [items, n], to a safetensors file of int32 tensors level_0, level_1, ..."""
     save_file({f"level_{level}": tensor.to(torch.int32).contiguous() for level, tensor in enumerate(codes)}, path)
+
+
+def write_codes(path: Path, codes: Sequence[Tensor]) -> None:
+    """`save_codes`, but the file appears whole or not at all. Raises RunError."""
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        save_codes(temporary, codes)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_codes(path: Path) -> list[Tensor]:

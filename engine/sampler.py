@@ -121,6 +121,10 @@ class Sampling:
         levels = len(config.priors)
         if not 0 <= params.level < levels:
             raise ValueError(f"level {params.level} does not exist; the model has levels 0 to {levels - 1}")
+        if levels != config.vqvae.levels:
+            raise ValueError(f"sampling needs a prior for each of {config.vqvae.levels} levels, the model has {levels}")
+        if len(known) != levels:
+            raise ValueError(f"codes are for {len(known)} levels, the model has {levels}")
         self.config, self.params, self.samples = config, params, samples
         self.filled = [codes.shape[1] for codes in known]
         self.plans = plan_levels(
@@ -164,6 +168,8 @@ class Sampling:
             if order == "level" and level not in decoders:
                 # Its buffers, and the prior it holds, go with the level.
                 decoders.clear()
+            # The old prior goes before the new one comes.
+            prior = None
             prior = priors(level, resident=order == "time")
             batch = min(self.params.batch_size, self.params.num_samples)
             if level not in decoders:

@@ -68,13 +68,13 @@ class TransformerLayer(nn.Module):
 
     def decode(self, x: Tensor, cache: LayerCache, pos: int) -> Tensor:
         """x [B, W] at position `pos` -> [B, W]; everything before `pos` is in the cache, and `pos` is added to it."""
-        # [B, 3, H, D]
-        qkv = self.qkv(self.ln_0(x)).view(x.shape[0], 3, self.heads, -1)
-        cache.kv[:, :, :, cache.slot(pos)] = qkv[:, 1:].transpose(0, 1)
+        # [B, 3, H, 1, D]
+        qkv = self.qkv(self.ln_0(x)).view(x.shape[0], 3, self.heads, 1, -1)
+        cache.by_slot[cache.slot(pos)].copy_(qkv.narrow(1, 1, 2))
         first, count = cache.visible(pos)
         if count:
             keys, values = cache.keys.narrow(2, first, count), cache.values.narrow(2, first, count)
-            a = self.proj(reference.decode_attention(qkv[:, 0], keys, values).flatten(1))
+            a = self.proj(reference.decode_attention(qkv.select(1, 0), keys, values).flatten(1))
         else:
             # Attention over nothing is zero; the projection leaves its bias.
             a = self.proj.bias

@@ -110,6 +110,8 @@ class VQVAE(nn.Module):
         out."""
         ratio = self.config.samples_per_code(level)
         count = audio.shape[1] // ratio
+        if not count:
+            return torch.zeros(len(audio), 0, dtype=torch.long, device=audio.device)
         step, margin = self.block_codes(level)
 
         def encode_block(item: int, start: int, stop: int) -> Tensor:
@@ -123,6 +125,8 @@ class VQVAE(nn.Module):
         """Audio [B, samples] of codes [B, T] of `level`. With `start` and `stop`, in codes and on multiples of
         `block_codes` (or the end), only that part of it, with the same samples as in the whole."""
         ratio = self.config.samples_per_code(level)
+        if not codes.shape[1]:
+            return self.codebook(level).new_zeros(len(codes), 0)
         step, margin = self.block_codes(level)
 
         def decode_block(item: int, start: int, stop: int) -> Tensor:
@@ -185,5 +189,5 @@ def _in_blocks(
             outer_lo, outer_hi = max(0, lo - margin), min(count, hi + margin)
             part = compute(item, outer_lo, outer_hi)
             parts.append(part[:, (lo - outer_lo) * ratio : (hi - outer_lo) * ratio])
-        rows.append(torch.cat(parts, dim=1) if parts else compute(item, 0, 0))
+        rows.append(torch.cat(parts, dim=1))
     return torch.cat(rows)

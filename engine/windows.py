@@ -64,29 +64,27 @@ def level_windows(level: int, plan: LevelPlan) -> list[Window]:
 
 
 def schedule(levels: Sequence[LevelPlan], order: str = "level", bottom: int = 0) -> Iterator[Window]:
-    """All windows of levels[bottom:] in an order in which each finds what it waits for.
+    """The windows that levels[bottom] needs, in an order in which each finds what it waits for.
 
     "level": a whole level before the one below, so that one prior is needed at a time.
     "time": the bottom level as early as can be, so that audio can be played while it grows.
     """
-    pending = [level_windows(level, plan) for level, plan in enumerate(levels)]
-    if order == "level":
-        for level in reversed(range(bottom, len(levels))):
-            yield from pending[level]
-    elif order == "time":
-        filled = [plan.known for plan in levels]
-
-        def up_to(level: int, needed: int) -> Iterator[Window]:
-            while filled[level] < needed:
-                window = pending[level].pop(0)
-                if window.upper_needed:
-                    yield from up_to(level + 1, window.upper_needed)
-                yield window
-                filled[level] = window.stop
-
-        yield from up_to(bottom, levels[bottom].length)
-    else:
+    if order not in ("level", "time"):
         raise ValueError(f"order must be 'level' or 'time', not {order!r}")
+    pending = [level_windows(level, plan) for level, plan in enumerate(levels)]
+    filled = [plan.known for plan in levels]
+
+    def up_to(level: int, needed: int) -> Iterator[Window]:
+        while filled[level] < needed:
+            window = pending[level].pop(0)
+            if window.upper_needed:
+                yield from up_to(level + 1, window.upper_needed)
+            yield window
+            filled[level] = window.stop
+
+    by_time = up_to(bottom, levels[bottom].length)
+    # The same windows in both orders; sorting keeps those of a level in theirs.
+    yield from by_time if order == "time" else sorted(by_time, key=lambda window: -window.level)
 
 
 def plan_levels(

@@ -13,6 +13,9 @@ if "fastjukebox" not in sys.modules:
     package.__path__ = [str(ROOT)]
     sys.modules["fastjukebox"] = package
 
+# pytest-xdist gives each core a worker of its own.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:

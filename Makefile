@@ -1,0 +1,32 @@
+# Everything on a fresh machine: `make sample` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+SETUP := pyproject.toml setup.py
+
+.PHONY: sample test lint clean
+
+sample: .venv/engine
+	$(BIN)/fastjukebox sample sample.wav --seconds 4 --seed 1 --overwrite
+
+test: .venv/dev
+	$(BIN)/python -m pytest -n auto
+
+lint: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+
+clean:
+	rm -rf .venv build dist *.egg-info
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "$(PYTHON) has no venv module; on Debian: apt install python3-venv"; exit 1; }
+
+.venv/engine: .venv/bin/python $(SETUP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+.venv/dev: .venv/bin/python $(SETUP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ .venv/engine

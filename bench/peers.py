@@ -1,0 +1,147 @@
+"""Time per sampled code, ours against `transformers` 4.57.6 on the same weights, in one run on the same CPU.
+
+    python bench peers [--json bench/results/peers.json]
+
+Both decode FP32 codes with their own cache from the middle of a window, sampling included, by turns: a round is a few
+steps of one, then as many of the other. Before a time is taken, the logits must agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers.models.deprecated.jukebox.modeling_jukebox import filter_logits
+
+from ..engine.config import PriorConfig
+from ..engine.decoder import Decoder, LevelSampling, WindowTask, choose_backend
+from ..engine.prior import Prior
+from .transformers_peer import build_prior
+
+TEMPERATURE = 0.99
+SEED = 1
+
+
+class TransformersDecoder:
+    """The body of the loop in `JukeboxConditionalAutoregressive.sample`, on its cache; `sample` itself raises without
+    labels."""
+
+    def __init__(self, prior: Prior, codes: Tensor, prompt_len: int) -> None:
+        self.model, self.codes = build_prior(prior).prior, codes
+        self.no_condition = torch.zeros(len(codes), 1, prior.config.width)
+        self.model.transformer(torch.cat([self._embed(pos) for pos in range(prompt_len)], dim=1), sample=True)
+
+    def logits(self, pos: int) -> Tensor:
+        x = self.model.transformer(self._embed(pos), sample=True)
+        return self.model.fc_proj_out(x + self.no_condition)
+
+    def run(self, start: int, stop: int) -> None:
+        for pos in range(start, stop):
+            logits = filter_logits(self.logits(pos) / TEMPERATURE, top_k=0, top_p=0.0)
+            self.codes[:, pos : pos + 1] = torch.distributions.Categorical(logits=logits).sample()
+
+    def _embed(self, pos: int) -> Tensor:
+        return self.model.get_emb(pos, len(self.codes), self.codes[:, pos - 1 : pos], self.no_condition, None)[0]
+
+
+def our_decoder(prior: Prior, codes: Tensor, prompt_len: int, backend: str) -> Decoder:
+    """One of our decoders with the prompt in its cache."""
+    decoder = choose_backend(backend, prior.device, prior.dtype).build(prior, len(codes))
+    items, sampling = torch.arange(len(codes)), LevelSampling(TEMPERATURE)
+    decoder.prefill(WindowTask(codes, prompt_len, items, SEED, prior.config.level, 0, sampling))
+    return decoder
+
+
+@torch.inference_mode()
+def compare(config: PriorConfig, backend: str, batch: int, rounds: int, steps: int) -> tuple[list[float], list[float]]:
+    """Seconds per step of every round: theirs, ours.
+
+    Raises:
+        RuntimeError: the logits differ.
+    """
+    prior = Prior(config).eval()
+    start = config.context_len // 2
+    codes = torch.randint(config.codebook_size, (batch, config.context_len))
+    theirs = TransformersDecoder(prior, codes.clone(), start)
+    error = (theirs.logits(start)[:, 0] - prior(codes[:, : start + 1])[:, -1]).abs().max()
+    if error > 1e-4:
+        raise RuntimeError(f"logits differ by {error:.2g}: no times are reported")
+    ours = our_decoder(prior, codes.clone(), start + 1, backend)
+    times: dict[TransformersDecoder | Decoder, list[float]] = {theirs: [], ours: []}
+    # The turn before the first warms up.
+    for turn in range(-1, rounds):
+        pos = start + 1 + (turn + 1) * steps
+        for decoder in (theirs, ours) if turn % 2 else (ours, theirs):
+            began = time.perf_counter()
+            decoder.run(pos, pos + steps)
+            if turn >= 0:
+                times[decoder].append((time.perf_counter() - began) / steps)
+    return times[theirs], times[ours]
+
+
+def quantiles(values: list[float]) -> dict[str, float]:
+    at = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    found = torch.tensor(values, dtype=torch.float64).quantile(at).tolist()
+    return {name: round(value, 4) for name, value in zip(("p20", "p50", "p80"), found, strict=True)}
+
+
+def commit() -> str:
+    """The checkout's commit, with a plus sign if files differ from it."""
+    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=10"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip() or "none"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", default="eager")
+    parser.add_argument("--depth", type=int, default=72, help="layers")
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--heads", type=int, default=1)
+    parser.add_argument("--context", type=int, default=8192, help="codes in a window")
+    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=10, help="steps per round")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--json", type=Path, help="append one record per thread count to this file, a line each")
+    args = parser.parse_args()
+    config = PriorConfig(2, args.width, args.depth, args.heads, args.context, args.rows)
+    if args.context // 2 + 1 + (args.rounds + 1) * args.steps > args.context:
+        parser.error(f"{args.rounds} rounds of {args.steps} steps do not fit into half of {args.context} codes")
+    print(f"{args.depth} layers, width {args.width}, batch {args.batch}, FP32, from code {args.context // 2}")
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        torch.manual_seed(SEED)
+        theirs, ours = compare(config, args.backend, args.batch, args.rounds, args.steps)
+        results = {
+            "transformers_ms": quantiles([1e3 * value for value in theirs]),
+            f"{args.backend}_ms": quantiles([1e3 * value for value in ours]),
+            # Within a round both saw the same machine.
+            "speedup": quantiles([their / our for their, our in zip(theirs, ours, strict=True)]),
+        }
+        for name, q in results.items():
+            print(f"{threads} threads  {name:16} {q['p50']:8.3f}  (p20 {q['p20']:.3f}, p80 {q['p80']:.3f})")
+        record = {
+            "bench": "peers",
+            **{key: value for key, value in vars(args).items() if key not in ("json", "threads")},
+            "threads": threads,
+            "dtype": "float32",
+            "device": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+            "torch": torch.__version__,
+            "commit": commit(),
+            **results,
+        }
+        if args.json:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            with args.json.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""The commands that sample: `sample`, `continue`, `upsample` and `resume`."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .command_options import PATH, REPORT_OPTIONS, Settings, sampling_options, shared_help, with_options
+from .terminal import ProgressBar, Stopped, load_model, new_file, report
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .jukebox import Jukebox
+    from .prompts import Given
+    from .sampler import SamplingParams
+
+
+@click.command(short_help="Sample music from nothing.")
+@click.argument("out", default="out.wav")
+@click.option("--seconds", type=float, default=10.0, show_default=True)
+@sampling_options
+@shared_help
+def sample(out: str, settings: Settings) -> None:
+    """Sample music from nothing into OUT (out.wav)."""
+    _sample(out, settings, None)
+
+
+@click.command("continue", short_help="Go on from audio, a run or codes.")
+@click.argument("prompt", type=PATH)
+@click.argument("out")
+@click.option("--seconds", type=float, required=True, help="Length of the result, the prompt included.")
+@click.option("--prompt-seconds", type=float, help="Go on from only so much of the prompt.")
+@sampling_options
+@shared_help
+def continue_(prompt: Path, out: str, prompt_seconds: float | None, settings: Settings) -> None:
+    """Go on from PROMPT, which opens OUT.
+
+    PROMPT is an audio file of any rate and number of channels, a run directory, a codes file (.safetensors), or the
+    original's data.pth.tar.
+    """
+    from . import prompts
+
+    seconds = settings.seconds or 0.0
+    _sample(out, settings, lambda model: prompts.prompt(model, prompt, prompt_seconds, seconds, settings.level))
+
+
+@click.command(short_help="Sample the finer levels of given codes.")
+@click.argument("codes", type=PATH)
+@click.argument("out")
+@click.option("--seconds", type=float, help="Length of the result.  [default: what the codes cover]")
+@click.option("--from-level", type=int, help="Keep this level and those above.  [default: the coarsest given]")
+@sampling_options
+@shared_help
+def upsample(codes: Path, out: str, from_level: int | None, settings: Settings) -> None:
+    """Sample the levels below those of CODES anew.
+
+    CODES is a codes file (.safetensors), a run directory, or the original's data.pth.tar.
+    """
+    from . import prompts
+
+    _sample(out, settings, lambda model: prompts.upper_codes(model, codes, from_level, settings.level))
+
+
+@click.command(short_help="Go on with an interrupted run.")
+@click.argument("run", type=PATH)
+@click.option("--output", type=PATH, metavar="OUT", help="Instead of the file that the run was begun for.")
+@with_options(*REPORT_OPTIONS)
+def resume(
+    run: Path, output: Path | None, threads: int | None, plot: Path | None, plot_beside: Path | None, quiet: bool
+) -> None:
+    """Go on with the interrupted or killed run in the directory RUN.
+
+    The result is that of an undisturbed run, byte for byte (but for ogg's serial number).
+    """
+    from .audio import check_output
+    from .jukebox import Jukebox
+    from .runs import Run
+
+    request = Run.open(run).request
+    output = output or (Path(request.output) if request.output else None)
+    if output is None:
+        raise ValueError(f"{run} was begun without an output file: name one with --output")
+    check_output(output)
+    _check_plot(plot, plot_beside)
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    started = time.monotonic()
+    with ProgressBar(quiet) as bar:
+        try:
+            result = Jukebox.resume(run, progress=bar)
+        except KeyboardInterrupt as interrupt:
+            raise Stopped(interrupt, run) from None
+    wall = time.monotonic() - started
+    with _codes_are_safe(run):
+        files = result.save(output)
+    _draw(plot, plot_beside, result.audio, result.sample_rate, output)
+    report(
+        [
+            ("wrote", ", ".join(map(str, files))),
+            ("audio", _audio_text(result.audio.shape[0], result.audio.shape[1] / result.sample_rate)),
+            ("wall", f"{wall:.2f} s since it was resumed"),
+            ("decoder", f"{request.backend} on {request.device} in {request.dtype}"),
+            ("seed", str(request.params.seed)),
+            ("run", str(run)),
+        ]
+    )
+
+
+def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | None) -> None:
+    from .sampler import SamplingParams
+
+    params = SamplingParams(
+        seconds=settings.seconds,
+        seed=settings.seed,
+        num_samples=1 if settings.samples is None else settings.samples,
+        first_item=settings.first_item,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        hop_fraction=settings.hop_fraction,
+        batch_size=settings.batch_size,
+        level=settings.level,
+    )
+    output, run = _check_output(out, settings, params.num_samples)
+    jukebox = load_model(settings.model, settings.device, settings.dtype, settings.backend, settings.threads)
+    given = give(jukebox) if give else None
+    if given:
+        if settings.samples is None:
+            params = dataclasses.replace(params, num_samples=max(map(len, given.codes)))
+            _check_output(out, settings, params.num_samples)
+        if params.seconds is None and given.samples is not None:
+            params = dataclasses.replace(params, seconds=given.samples / jukebox.sample_rate)
+    if settings.stream and params.num_samples > 1:
+        raise ValueError("--stream is for one piece: --samples 1")
+
+    if not settings.quiet and sys.stderr.isatty():
+        click.echo(f"{settings.model}: {jukebox.backend.name} decoder on {jukebox.device}", err=True)
+    started = time.monotonic()
+    with ProgressBar(settings.quiet) as bar:
+        try:
+            audio = _audio(jukebox, params, given, settings, output, run, bar)
+        except KeyboardInterrupt as interrupt:
+            raise Stopped(interrupt, run if bar.started else None) from None
+    wall = time.monotonic() - started
+    files = [] if output is None else [output]
+    if output and not settings.stream:
+        from .audio import write_audio
+
+        with _codes_are_safe(run):
+            files = write_audio(output, audio, jukebox.sample_rate)
+    _draw(settings.plot, settings.plot_beside, audio, jukebox.sample_rate, output)
+
+    seconds = audio.shape[1] / jukebox.sample_rate
+    new = len(audio) * (audio.shape[1] - (given.heard if given else 0)) / jukebox.sample_rate
+    dtype = str(jukebox.dtype).removeprefix("torch.")
+    rows = [
+        ("wrote", ", ".join(map(str, files)) or "stdout"),
+        *([("given", given.text)] if given else []),
+        ("audio", _audio_text(len(audio), seconds)),
+        ("wall", f"{wall:.2f} s: {new / wall:.3g}x real time"),
+        ("decoder", f"{jukebox.backend.name} on {jukebox.device} in {dtype}"),
+        ("seed", str(params.seed)),
+        *([("run", str(run))] if run else []),
+    ]
+    report(rows, err=output is None)
+
+
+def _audio_text(items: int, seconds: float) -> str:
+    return f"{seconds:.2f} s" if items == 1 else f"{items} pieces of {seconds:.2f} s"
+
+
+def _check_output(out: str, settings: Settings, items: int) -> tuple[Path | None, Path | None]:
+    """The output file (None for stdout) and the run directory, checked before anything is sampled."""
+    from .audio import check_output, output_files
+
+    _check_plot(settings.plot, settings.plot_beside)
+    if out == "-":
+        if not settings.stream:
+            raise ValueError("OUT `-` is stdout: that needs --stream")
+        output, run = None, settings.run
+    else:
+        output = check_output(out)
+        run = settings.run or output.with_suffix(".run")
+    if settings.stream and output and output.suffix.lower() != ".wav":
+        raise ValueError(f"{output}: --stream writes .wav only")
+    if run and (run / "request.json").exists() and not settings.overwrite:
+        raise ValueError(
+            f"{run} holds a run already: go on with `fastjukebox resume {shlex.quote(str(run))}`, "
+            "replace it with --overwrite, or give another OUT or --run"
+        )
+    for path in output_files(output, items) if output else ():
+        new_file(path, settings.overwrite)
+    return output, run
+
+
+def _audio(
+    jukebox: Jukebox,
+    params: SamplingParams,
+    given: Given | None,
+    settings: Settings,
+    output: Path | None,
+    run: Path | None,
+    bar: ProgressBar,
+) -> Tensor:
+    codes = given.codes if given else None
+    recorded = str(output.resolve()) if output else None
+    if not settings.stream:
+        result = jukebox.sample(
+            params,
+            codes,
+            order=settings.order,
+            run_dir=run,
+            overwrite=settings.overwrite,
+            output=recorded,
+            progress=bar,
+        )
+        return result.audio
+    import torch
+
+    from .audio import wav_header, wav_samples
+
+    assert params.seconds is not None
+    chunks = jukebox.stream(params, codes, run_dir=run, overwrite=settings.overwrite, output=recorded, progress=bar)
+    samples = max(1, round(params.seconds * jukebox.sample_rate))
+    parts = []
+    # The first chunk comes before the file is touched: by then the request is known to be good.
+    first = next(chunks)
+    with output.open("wb") if output else open(sys.stdout.fileno(), "wb", closefd=False) as file:
+        file.write(wav_header(samples, jukebox.sample_rate))
+        for chunk in itertools.chain([first], chunks):
+            file.write(wav_samples(chunk[0]))
+            file.flush()
+            parts.append(chunk)
+    return torch.cat(parts, dim=1)
+
+
+@contextmanager
+def _codes_are_safe(run: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if not run:
+            raise
+        hint = f"all codes are saved: mend that and run `fastjukebox resume {shlex.quote(str(run))}`"
+        raise ValueError(f"{error}; {hint}") from None
+
+
+def _check_plot(plot: Path | None, beside: Path | None) -> None:
+    if plot is None:
+        if beside:
+            raise ValueError("--plot-beside goes with --plot PNG")
+        return
+    from .audio import check_folder
+    from .plot import check_plot
+
+    check_plot(plot)
+    check_folder(plot)
+    if beside and not beside.is_file():
+        raise ValueError(f"cannot read audio from {beside}: no such file")
+
+
+def _draw(plot: Path | None, beside: Path | None, audio: Tensor, sample_rate: int, output: Path | None) -> None:
+    if plot is None:
+        return
+    from .audio import read_audio
+    from .plot import plot_mel
+
+    name = output.name if output else "stdout"
+    panels: Sequence[tuple[str, Tensor]] = [
+        (name if len(audio) == 1 else f"{name}, {item}", samples) for item, samples in enumerate(audio)
+    ]
+    if beside:
+        panels = [*panels, (beside.name, read_audio(beside, sample_rate)[0, : audio.shape[1]])]
+    plot_mel(plot, panels, sample_rate)

@@ -1,0 +1,118 @@
+"""What a user gives to go on from: audio, or codes in any of the files that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import openai_pickle
+from .audio import read_audio
+from .jukebox import Jukebox
+from .runs import Run, load_codes
+
+# Endings of files that hold codes; other files are taken for audio.
+CODES_SUFFIXES = (".safetensors", ".tar", ".pth", ".pt")
+
+
+@dataclass(frozen=True)
+class Given:
+    """Codes to go on from, per level [items, n], the finest first, empty where there are none.
+
+    heard: audio samples that these codes fill already. samples: the result's length in audio samples, where the codes
+    decide it. text: what is given, for people.
+    """
+
+    codes: list[Tensor]
+    heard: int
+    samples: int | None
+    text: str
+
+
+def prompt(jukebox: Jukebox, source: Path, prompt_seconds: float | None, seconds: float, level: int) -> Given:
+    """The first `prompt_seconds` (None: all) of audio or codes, to be continued to `seconds`, decoded at `level`.
+
+    Raises:
+        ValueError: it cannot be read, or leaves nothing to sample.
+    """
+    if prompt_seconds is not None and not 0 < prompt_seconds < float("inf"):
+        raise ValueError(f"--prompt-seconds must be above 0, not {prompt_seconds}")
+    rate, vqvae = jukebox.sample_rate, jukebox.config.vqvae
+    audio, codes = None, []
+    cut = None if prompt_seconds is None else max(1, round(prompt_seconds * rate))
+    if holds_codes(source):
+        codes, samples = read_codes(source, vqvae.levels)
+        # Upper levels may reach beyond the audio; what was heard is the prompt.
+        ends = [end for end in (cut, samples) if end is not None]
+        if ends:
+            unit = vqvae.samples_per_code(vqvae.levels - 1)
+            end = -(-min(ends) // unit) * unit
+            codes = [tensor[:, : end // vqvae.samples_per_code(k)] for k, tensor in enumerate(codes)]
+        heard = codes[level].shape[1] * vqvae.samples_per_code(level) if 0 <= level < len(codes) else 0
+    else:
+        audio = read_audio(source, rate)[:, :cut]
+        heard = audio.shape[1]
+    if heard >= round(seconds * rate):
+        raise ValueError(
+            f"the prompt, {heard / rate:.2f} s, leaves nothing to sample in {seconds:g} s: "
+            "ask for more --seconds, or cut it with --prompt-seconds"
+        )
+    if audio is not None:
+        codes = jukebox.encode(audio)
+    return Given(codes, heard, None, f"{heard / rate:.2f} s of {source}")
+
+
+def upper_codes(jukebox: Jukebox, source: Path, from_level: int | None, level: int) -> Given:
+    """The codes of `from_level` (None: the coarsest given) and above, for the levels from `level` to there to be
+    sampled. Raises ValueError."""
+    vqvae = jukebox.config.vqvae
+    codes, samples = read_codes(source, vqvae.levels)
+    held = [k for k, tensor in enumerate(codes) if tensor.shape[1]]
+    holds = f"{source} holds level {', '.join(map(str, held))}"
+    keep = held[-1] if from_level is None else from_level
+    if keep not in held:
+        raise ValueError(f"--from-level {keep}: {holds}")
+    if keep <= level:
+        raise ValueError(f"level {keep} is kept and {level} is asked for, so nothing is left to sample; {holds}")
+    if samples is None:
+        samples = codes[keep].shape[1] * vqvae.samples_per_code(keep)
+    kept = ", ".join(str(k) for k in held if k >= keep)
+    codes = [tensor if k >= keep else tensor[:, :0] for k, tensor in enumerate(codes)]
+    return Given(codes, 0, samples, f"level {kept} ({holds})")
+
+
+def holds_codes(source: Path) -> bool:
+    """A run directory or a file of codes, not of audio, by its name."""
+    return source.is_dir() or source.suffix.lower() in CODES_SUFFIXES
+
+
+def read_codes(source: Path, levels: int) -> tuple[list[Tensor], int | None]:
+    """Codes per level [items, n], the finest first, empty where there are none; the audio samples they stand for where
+    the source, a run, says so.
+
+    source: a run directory, our .safetensors, or the original's data.pth.tar.
+
+    Raises:
+        ValueError (RunError, CheckpointError): it holds no codes, or not of so many levels.
+    """
+    samples = None
+    codes: Sequence[Tensor | None]
+    if source.is_dir():
+        run = Run.open(source)
+        codes, samples = run.load(), run.request.samples
+    elif source.suffix.lower() == ".safetensors":
+        codes = load_codes(source)
+    else:
+        codes = openai_pickle.load_codes(source)
+    if len(codes) != levels:
+        raise ValueError(f"{source} has codes of {len(codes)} levels, the model has {levels}")
+    if any(tensor is not None and tensor.dim() != 2 for tensor in codes):
+        raise ValueError(f"{source}: codes must be [items, n] in every level")
+    items = max((len(tensor) for tensor in codes if tensor is not None), default=0)
+    if not any(tensor is not None and tensor.numel() for tensor in codes):
+        raise ValueError(f"{source} holds no codes")
+    empty = torch.zeros(items, 0, dtype=torch.long)
+    return [empty if tensor is None else tensor for tensor in codes], samples

@@ -1,0 +1,102 @@
+// Decodes many positions of a window in one call: embedding, all layers, head and sampling, on a team of threads.
+//
+// The weights of a step are read once, each thread its own contiguous panels, and threads meet four times a layer. All
+// sums run in an order that depends on neither batch nor threads, so one seed gives one result on one instruction set.
+
+#include "decode.h"
+
+#include <math.h>
+
+#include <algorithm>
+#include <functional>
+#include <vector>
+
+#include "threads.h"
+
+// The least of `logits` [count] that top-k and then top-p keep; see reference.filter_logits.
+static float filter_threshold(const float *logits, int count, int top_k, float top_p) {
+  std::vector<float> ranked(logits, logits + count);
+  std::sort(ranked.begin(), ranked.end(), std::greater<float>());
+  int kept = count;
+  if (top_k > 0 && top_k < count) {
+    // Codes that tie with the last one stay.
+    for (kept = top_k; kept < count && ranked[kept] == ranked[top_k - 1];) ++kept;
+  }
+  if (top_p < 1.0f) {
+    double total = 0, mass = 0;
+    for (int rank = 0; rank < kept; ++rank) total += std::exp(double(ranked[rank]) - ranked[0]);
+    int rank = 0;
+    for (; rank < kept; ++rank) {
+      mass += std::exp(double(ranked[rank]) - ranked[0]);
+      if (mass > top_p * total) break;
+    }
+    kept = std::min(rank + 1, kept);
+  }
+  return ranked[kept - 1];
+}
+
+// TILE: rows of activations that one pass over a panel serves, as many as the registers hold.
+namespace portable {
+constexpr int TILE = 2;
+#include "simd.inc"
+#include "ops.inc"
+#include "step.inc"
+}  // namespace portable
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define FASTJUKEBOX_X86 1
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace avx2 {
+constexpr int TILE = 3;
+#undef INLINE
+#include "simd.inc"
+#include "ops.inc"
+#include "step.inc"
+}  // namespace avx2
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
+namespace avx512 {
+constexpr int TILE = 8;
+#undef INLINE
+#include "simd.inc"
+#include "ops.inc"
+#include "step.inc"
+}  // namespace avx512
+#pragma GCC pop_options
+#endif
+
+static int instruction_set() {
+#ifdef FASTJUKEBOX_X86
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    return 2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+  return 0;
+}
+
+extern "C" int fastjukebox_decode(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads) {
+  switch (instruction_set()) {
+#ifdef FASTJUKEBOX_X86
+    case 2: avx512::run(*model, *task, start, stop, threads); break;
+    case 1: avx2::run(*model, *task, start, stop, threads); break;
+#endif
+    default: portable::run(*model, *task, start, stop, threads);
+  }
+  return 0;
+}
+
+extern "C" const char *fastjukebox_isa(void) {
+  static const char *const names[] = {"portable", "avx2", "avx512"};
+  return names[instruction_set()];
+}
+
+extern "C" void fastjukebox_sizes(int32_t *sizes) {
+  sizes[0] = sizeof(Model);
+  sizes[1] = sizeof(Layer);
+  sizes[2] = sizeof(Task);
+}

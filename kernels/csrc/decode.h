@@ -1,0 +1,63 @@
+// The C interface of the native decoder. Mirrored field by field in kernels/native.py.
+// All pointers stay owned by the caller; FP32 unless said otherwise; row-major.
+#pragma once
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// y = x W + bias. W [in, out] is stored in panels of PANEL output columns: [out / PANEL][in][PANEL], zero-padded.
+enum { PANEL = 32 };
+
+typedef struct {
+  const void *panels;   // float, or int8_t where `scale` is set
+  const float *scale;   // [out / PANEL * PANEL] per output column, or null
+  const float *bias;    // [out / PANEL * PANEL], or null
+  int32_t in, out;
+} Matrix;
+
+enum Pattern { ROW = 0, COLUMN = 1, PREVIOUS_ROW = 2, DENSE = 3 };
+
+typedef struct {
+  const float *ln_0_weight, *ln_0_bias, *ln_1_weight, *ln_1_bias;  // [width]
+  Matrix qkv, proj, up, down;
+  float *keys, *values;  // [lanes, heads, slots, head_dim]
+  int32_t pattern, slots;
+} Layer;
+
+typedef struct {
+  int32_t depth, width, attn_width, heads, mlp_width, codebook_size, context_len, row_len;
+  float res_scale;
+  const float *token_embedding;  // [codebook_size, width]
+  const float *pos_embedding;    // [context_len, width]
+  const float *start_token;      // [width]
+  Matrix head;                   // no bias
+  const Layer *layers;           // [depth]
+} Model;
+
+typedef struct {
+  int32_t batch;
+  int64_t *codes;           // [batch, context_len], read and written
+  const float *frame_cond;  // [batch, context_len, width], or null
+  const float *start_cond;  // [batch, width], or null
+  const int64_t *items;     // [batch]
+  uint64_t seed;
+  int64_t offset;  // position in the song of the window's first code
+  int32_t level, top_k;
+  float temperature, top_p;
+} Task;
+
+// Writes codes start ... stop - 1 of the task. The cache must hold every earlier position. Returns 0.
+int fastjukebox_decode(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads);
+
+// The instruction set in use: "avx512", "avx2" or "portable".
+const char *fastjukebox_isa(void);
+
+// sizeof(Model), sizeof(Layer), sizeof(Task), for the binding to check its mirror.
+void fastjukebox_sizes(int32_t *sizes);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,257 @@
+"""The native decoder for CPUs: weights packed for `csrc/decode.cpp`, and the call into it.
+
+A step streams every weight once, so the arena holds them in the order a step reads them: each matrix [in, out] as
+panels of 32 output columns, [out / 32][in][32], zero-padded. FP32, or int8 with one FP32 scale per output column.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.machinery
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_int64, c_uint64, c_void_p
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .packing import quantize_int8
+
+PANEL = 32
+PATTERNS = {"row": 0, "column": 1, "previous_row": 2, "dense": 3}
+
+
+class _Matrix(Structure):
+    _fields_ = [
+        ("panels", c_void_p),
+        ("scale", c_void_p),
+        ("bias", c_void_p),
+        ("inputs", c_int32),
+        ("outputs", c_int32),
+    ]
+
+
+class _Layer(Structure):
+    _fields_ = [
+        *((f"ln_{i}_{part}", c_void_p) for i in (0, 1) for part in ("weight", "bias")),
+        *((name, _Matrix) for name in ("qkv", "proj", "up", "down")),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("pattern", c_int32),
+        ("slots", c_int32),
+    ]
+
+
+class _Model(Structure):
+    _fields_ = [
+        *(
+            (name, c_int32)
+            for name in (
+                "depth",
+                "width",
+                "attn_width",
+                "heads",
+                "mlp_width",
+                "codebook_size",
+                "context_len",
+                "row_len",
+            )
+        ),
+        ("res_scale", c_float),
+        ("token_embedding", c_void_p),
+        ("pos_embedding", c_void_p),
+        ("start_token", c_void_p),
+        ("head", _Matrix),
+        ("layers", POINTER(_Layer)),
+    ]
+
+
+class _Task(Structure):
+    _fields_ = [
+        ("batch", c_int32),
+        ("codes", c_void_p),
+        ("frame_cond", c_void_p),
+        ("start_cond", c_void_p),
+        ("items", c_void_p),
+        ("seed", c_uint64),
+        ("offset", c_int64),
+        ("level", c_int32),
+        ("top_k", c_int32),
+        ("temperature", c_float),
+        ("top_p", c_float),
+    ]
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL:
+    """The compiled decoder. Raises OSError with the reason where there is none."""
+    folder = Path(__file__).parent
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        path = folder / f"_decode{suffix}"
+        if path.exists():
+            break
+    else:
+        reason = folder / "_decode.missing"
+        why = f" ({reason.read_text().strip()})" if reason.exists() else ""
+        raise OSError(f"it was not built{why}: install a C++ compiler (g++ or clang++) and fastjukebox again")
+    lib = ctypes.CDLL(str(path))
+    lib.fastjukebox_isa.restype = c_char_p
+    lib.fastjukebox_decode.argtypes = [POINTER(_Model), POINTER(_Task), c_int32, c_int32, c_int32]
+    sizes = (c_int32 * 3)()
+    lib.fastjukebox_sizes(sizes)
+    if list(sizes) != [ctypes.sizeof(kind) for kind in (_Model, _Layer, _Task)]:
+        raise OSError(f"{path} was built from another version: install fastjukebox again")
+    return lib
+
+
+def missing() -> str | None:
+    """Why the native decoder cannot run here, or None."""
+    try:
+        library()
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def instruction_set() -> str:
+    """What the decoder uses on this CPU: "avx512", "avx2" or "portable"."""
+    return library().fastjukebox_isa().decode()
+
+
+def _panels(weight: Tensor) -> Tensor:
+    """[in, out] -> [ceil(out / PANEL), in, PANEL]"""
+    pad = -weight.shape[1] % PANEL
+    padded = torch.nn.functional.pad(weight, (0, pad))
+    return padded.unflatten(1, (-1, PANEL)).transpose(0, 1).contiguous()
+
+
+class PackedWeights:
+    """A prior's weights as the native decoder reads them. Keeps every tensor alive that a pointer refers to."""
+
+    def __init__(self, int8: bool = False) -> None:
+        self.int8 = int8
+        self.tensors: list[Tensor] = []
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def pointer(self, tensor: Tensor) -> int:
+        """The address of an FP32 or int8 copy of `tensor` that lives as long as this object."""
+        kept = tensor.detach().contiguous()
+        kept = kept if kept.dtype == torch.int8 else kept.float()
+        self.tensors.append(kept)
+        return kept.data_ptr()
+
+    def matrix(self, weight: Tensor, bias: Tensor | None = None) -> _Matrix:
+        """Pack `weight` [in, out] and its bias."""
+        pad = (0, -weight.shape[1] % PANEL)
+        scale = None
+        stored = weight.detach().float()
+        if self.int8:
+            stored, scale = quantize_int8(stored)
+        return _Matrix(
+            panels=self.pointer(_panels(stored)),
+            scale=None if scale is None else self.pointer(torch.nn.functional.pad(scale, pad)),
+            bias=None if bias is None else self.pointer(torch.nn.functional.pad(bias, pad)),
+            inputs=weight.shape[0],
+            outputs=weight.shape[1],
+        )
+
+
+class NativeModel:
+    """A packed prior with its cache, ready for `decode`."""
+
+    def __init__(
+        self,
+        weights: PackedWeights,
+        layers: Sequence[_Layer],
+        head: _Matrix,
+        token_embedding: Tensor,
+        pos_embedding: Tensor,
+        start_token: Tensor,
+        *,
+        attn_width: int,
+        heads: int,
+        mlp_width: int,
+        row_len: int,
+        res_scale: float,
+    ) -> None:
+        self._weights = weights
+        self._layers = (_Layer * len(layers))(*layers)
+        self._model = _Model(
+            depth=len(layers),
+            width=token_embedding.shape[1],
+            attn_width=attn_width,
+            heads=heads,
+            mlp_width=mlp_width,
+            codebook_size=token_embedding.shape[0],
+            context_len=pos_embedding.shape[0],
+            row_len=row_len,
+            res_scale=res_scale,
+            token_embedding=weights.pointer(token_embedding),
+            pos_embedding=weights.pointer(pos_embedding),
+            start_token=weights.pointer(start_token),
+            head=head,
+            layers=self._layers,
+        )
+
+    def decode(
+        self,
+        codes: Tensor,  # [B, context_len] int64, written in place
+        items: Tensor,  # [B] int64
+        start: int,
+        stop: int,
+        *,
+        frame_cond: Tensor | None,  # [B, context_len, W] FP32
+        start_cond: Tensor | None,  # [B, 1, W] FP32
+        seed: int,
+        offset: int,
+        level: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        threads: int,
+    ) -> None:
+        """Write codes start ... stop - 1. All tensors are contiguous and on the CPU. Lets other Python threads run."""
+        for tensor in (codes, items, frame_cond, start_cond):
+            if tensor is not None and not tensor.is_contiguous():
+                raise ValueError(
+                    f"a contiguous tensor is needed, not {tuple(tensor.shape)} of strides {tensor.stride()}"
+                )
+        task = _Task(
+            batch=len(codes),
+            codes=codes.data_ptr(),
+            frame_cond=None if frame_cond is None else frame_cond.data_ptr(),
+            start_cond=None if start_cond is None else start_cond.data_ptr(),
+            items=items.data_ptr(),
+            seed=seed,
+            offset=offset,
+            level=level,
+            top_k=top_k,
+            temperature=temperature,
+            top_p=top_p,
+        )
+        library().fastjukebox_decode(byref(self._model), byref(task), start, stop, threads)
+
+
+def pack_layer(
+    weights: PackedWeights,
+    tensors: dict[str, Tensor],
+    keys: Tensor,
+    values: Tensor,
+    pattern: str,
+) -> _Layer:
+    """One layer from its tensors, named as in engine.transformer.TransformerLayer, and its cache [B, H, slots, D]."""
+    return _Layer(
+        **{f"ln_{i}_{part}": weights.pointer(tensors[f"ln_{i}.{part}"]) for i in (0, 1) for part in ("weight", "bias")},
+        **{
+            name: weights.matrix(tensors[f"{name}.weight"], tensors[f"{name}.bias"])
+            for name in ("qkv", "proj", "up", "down")
+        },
+        keys=keys.data_ptr(),
+        values=values.data_ptr(),
+        pattern=PATTERNS[pattern],
+        slots=keys.shape[2],
+    )

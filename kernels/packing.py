@@ -1,0 +1,38 @@
+"""Weights as the decoders read them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight [in, out] -> int8 [in, out] and FP32 scale [out] with weight ~ int8 * scale.
+
+    Symmetric, rounded to nearest, one scale per output: its largest weight becomes 127. A scale that is zero stands
+    for an output whose weights are all zero.
+    """
+    weight = weight.float()
+    scale = weight.abs().amax(dim=0) / 127
+    whole = (weight / scale.clamp_min(torch.finfo(torch.float32).tiny)).round().clamp(-127, 127)
+    return whole.to(torch.int8), scale
+
+
+class PackedWeight(NamedTuple):
+    """`weight` [in, out] stored output by output, and `scale` [out] (FP32) if it is int8, otherwise None."""
+
+    weight: Tensor
+    scale: Tensor | None
+
+
+def pack_weight(weight: Tensor, int8: bool = False) -> PackedWeight:
+    """weight [in, out], in its own dtype or as int8, with the inputs of one output contiguous.
+
+    What is stored that way already, as an embedding that serves as a head is, is not copied.
+    """
+    scale = None
+    if int8:
+        weight, scale = quantize_int8(weight)
+    return PackedWeight(weight.t().contiguous().t(), scale)

@@ -1,0 +1,77 @@
+"""Fixtures for the engine's tests: random networks, and a whole model of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from fastjukebox.engine import VQVAE, JukeboxConfig, Prior, PriorConfig, VQVAEConfig, checkpoint
+from fastjukebox.engine.config import ConditionerConfig
+from torch import nn
+
+
+@pytest.fixture(scope="session")
+def randomize() -> Callable[[nn.Module], nn.Module]:
+    """Fills a module with weights large enough that no term of its output can go missing unnoticed."""
+
+    def fill(module: nn.Module, scale: float = 1.0) -> nn.Module:
+        with torch.no_grad():
+            for name, tensor in sorted(module.state_dict().items()):
+                noise = torch.randn(tensor.shape)
+                if name.endswith(("bias", "embedding", "start_token")):
+                    noise *= 0.25
+                elif tensor.dim() == 1:
+                    noise = 1 + 0.25 * noise
+                elif tensor.dim() == 2 and not name.startswith("codebook"):
+                    noise *= scale * tensor.shape[0] ** -0.5
+                elif tensor.dim() == 3:
+                    noise *= scale * (tensor.shape[2] * min(tensor.shape[:2])) ** -0.5
+                tensor.copy_(noise)
+        return module
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def randomize_vqvae(randomize) -> Callable[[nn.Module], nn.Module]:
+    """Random weights, and codebooks of latents that such encoders really give, so that many codes are in use."""
+
+    def fill(vqvae: nn.Module) -> nn.Module:
+        randomize(vqvae)
+        config = vqvae.config
+        for level, encoder in enumerate(vqvae.encoders):
+            with torch.no_grad():
+                audio = torch.randn(1, 1, config.codebook_size * config.samples_per_code(level))
+                latents = encoder(audio)[0].T
+                vqvae.codebook(level).copy_(latents + 0.1 * latents.std() * torch.randn_like(latents))
+        return vqvae
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> JukeboxConfig:
+    """Three levels, every size different; the windows are 48, 32 and 24 codes: 384, 1024 and 3072 samples."""
+    upper = ConditionerConfig(width=16, depth=2)
+    sizes = ((0, 48, 6, upper), (1, 32, 4, upper), (2, 24, 4, None))
+    priors = tuple(
+        PriorConfig(level, 32, 3, 2, context_len, num_rows, codebook_size=37, conditioner=conditioner)
+        for level, context_len, num_rows, conditioner in sizes
+    )
+    return JukeboxConfig(VQVAEConfig(37, 8, width=8, depth=2, multipliers=(1, 1, 1)), priors)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config, randomize, randomize_vqvae, tmp_path_factory) -> Path:
+    """The folder of a model with random FP32 weights, in which every code depends on all that it should depend on."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        checkpoint.save_config(folder, tiny_config)
+        checkpoint.save_network(
+            folder / checkpoint.VQVAE_FILE, randomize_vqvae(VQVAE(tiny_config.vqvae)), torch.float32
+        )
+        for config in tiny_config.priors:
+            prior = randomize(Prior(config), scale=0.6)
+            checkpoint.save_network(folder / checkpoint.prior_file(config.level), prior, torch.float32)
+    return folder

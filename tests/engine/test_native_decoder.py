@@ -1,0 +1,249 @@
+"""The native decoder against the eager one, which is plain PyTorch: the same codes from the same seed."""
+
+import threading
+import time
+
+import pytest
+import torch
+from fastjukebox.engine.config import ConditionerConfig, PriorConfig
+from fastjukebox.engine.decoder import EagerDecoder, LevelSampling, WindowTask, choose_backend
+from fastjukebox.engine.kv_cache import KVCache
+from fastjukebox.engine.native_decoder import NativeDecoder
+from fastjukebox.engine.patterns import Pattern
+from fastjukebox.engine.prior import Prior
+from fastjukebox.kernels import native, philox, reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytestmark = pytest.mark.skipif(native.missing() is not None, reason=f"native decoder: {native.missing()}")
+
+
+def make_prior(seed=0, **changes) -> Prior:
+    sizes = {
+        "level": 0,
+        "width": 48,
+        "depth": 4,
+        "heads": 2,
+        "context_len": 96,
+        "num_rows": 8,
+        "codebook_size": 77,
+        "attn_ratio": 0.5,
+        **changes,
+    }
+    torch.manual_seed(seed)
+    prior = Prior(PriorConfig(**sizes)).eval().requires_grad_(False)
+    for parameter in prior.parameters():
+        # Far from zero, with a mean: a forgotten bias or LayerNorm parameter shows.
+        parameter.add_(torch.randn_like(parameter) * 0.1 + 0.02)
+    return prior
+
+
+def make_task(prior, batch=1, prompt_len=0, cond=False, sampling=None, seed=7, offset=0, first_item=0) -> WindowTask:
+    config = prior.config
+    generator = torch.Generator().manual_seed(3)
+    codes = torch.full((batch, config.context_len), -1)
+    # Item by item the same, however many are asked for.
+    items = slice(first_item, first_item + batch)
+    codes[:, :prompt_len] = torch.randint(config.codebook_size, (9, prompt_len), generator=generator)[items]
+    frame_cond = None
+    if cond:
+        frame_cond = torch.randn(9, config.context_len, config.width, generator=generator)[items].contiguous()
+    return WindowTask(
+        codes=codes,
+        prompt_len=prompt_len,
+        items=torch.arange(batch) + first_item,
+        seed=seed,
+        level=1,
+        offset=offset,
+        sampling=sampling or LevelSampling(),
+        frame_cond=frame_cond,
+    )
+
+
+def decode(decoder, task, stop=None) -> torch.Tensor:
+    decoder.prefill(task)
+    decoder.run(task.prompt_len, stop or task.codes.shape[1])
+    return task.codes
+
+
+def ties(prior, task, ours, theirs) -> list[float]:
+    """For each item whose codes differ, how far apart the two candidates were where they first do."""
+    gaps = []
+    for item in (ours != theirs).any(dim=1).nonzero().flatten().tolist():
+        pos = int((ours[item] != theirs[item]).nonzero()[0])
+        cond = None if task.frame_cond is None else task.frame_cond[item : item + 1]
+        logits = prior(theirs[item : item + 1], cond)[0, pos] / task.sampling.temperature
+        noise = philox.gumbel_noise(
+            task.seed, task.items[item : item + 1], task.level, torch.tensor([pos + task.offset]), logits.numel()
+        )
+        scores = logits + noise.flatten()
+        gaps.append(float((scores[ours[item, pos]] - scores[theirs[item, pos]]).abs()))
+    return gaps
+
+
+CASES = {
+    "as it is": ({}, {}),
+    "batch, prompt, condition": ({}, {"batch": 3, "prompt_len": 30, "cond": True}),
+    "nine items": ({}, {"batch": 9, "cond": True}),
+    "top-k": ({}, {"batch": 2, "sampling": LevelSampling(0.9, top_k=5)}),
+    "top-p": ({}, {"batch": 2, "sampling": LevelSampling(1.2, top_p=0.7)}),
+    "top-k and top-p": ({}, {"sampling": LevelSampling(0.8, top_k=20, top_p=0.9)}),
+    "greedy": ({}, {"batch": 2, "sampling": LevelSampling(top_k=1)}),
+    "residual scale": ({"scale_residual": True}, {"batch": 2}),
+    "one head of an odd dim": ({"width": 60, "heads": 1}, {"cond": True}),
+    "dense": ({"pattern_cycle": (Pattern.DENSE, Pattern.COLUMN)}, {"prompt_len": 11}),
+    "long rows": ({"num_rows": 2}, {"prompt_len": 1}),
+    "64-bit seed, far into the song": ({}, {"seed": 2**63 + 12345, "offset": 10**6, "first_item": 2**31 - 1}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_codes_equal_those_of_the_eager_decoder(name):
+    sizes, options = CASES[name]
+    prior = make_prior(**sizes)
+    first = options.get("first_item", 0)
+    if first:
+        # Only the item number is large: no prompts or conditions are made for all items before it.
+        options = {**options, "first_item": 0}
+    results = []
+    for kind in (EagerDecoder, NativeDecoder):
+        task = make_task(prior, **options)
+        task.items.add_(first)
+        results.append((task, decode(kind(prior, len(task.codes)), task)))
+    (task, eager), (_, ours) = results
+    assert (ours >= 0).all()
+    assert all(gap < 1e-4 for gap in ties(prior, task, ours, eager))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    heads=st.integers(1, 3),
+    head_dim=st.integers(1, 20),
+    width=st.integers(1, 50),
+    depth=st.integers(1, 5),
+    num_rows=st.integers(1, 6),
+    row_len=st.integers(1, 7),
+    codebook_size=st.integers(1, 70),
+    batch=st.integers(1, 5),
+    data=st.data(),
+)
+def test_codes_equal_those_of_the_eager_decoder_at_random_sizes(
+    heads, head_dim, width, depth, num_rows, row_len, codebook_size, batch, data
+):
+    # A width that gives exactly heads * head_dim attention channels.
+    prior = make_prior(
+        width=width,
+        attn_ratio=(heads * head_dim + 0.5) / width,
+        heads=heads,
+        depth=depth,
+        context_len=num_rows * row_len,
+        num_rows=num_rows,
+        codebook_size=codebook_size,
+    )
+    prompt_len = data.draw(st.integers(0, num_rows * row_len - 1))
+    tasks = [make_task(prior, batch, prompt_len, cond=True) for _ in range(2)]
+    eager, ours = (decode(kind(prior, batch), task) for kind, task in zip((EagerDecoder, NativeDecoder), tasks))
+    assert all(gap < 1e-3 for gap in ties(prior, tasks[0], ours, eager))
+
+
+def test_an_items_codes_depend_neither_on_the_batch_nor_on_the_threads():
+    prior = make_prior(width=128, heads=1)
+    whole = decode(NativeDecoder(prior, 5), make_task(prior, 5, 20, cond=True))
+    for first, batch, threads in ((0, 2, 1), (2, 3, 2), (4, 1, 3)):
+        decoder = NativeDecoder(prior, batch)
+        decoder.threads = threads
+        part = decode(decoder, make_task(prior, batch, 20, cond=True, first_item=first))
+        assert torch.equal(part, whole[first : first + batch])
+
+
+def test_a_run_in_pieces_equals_one_run():
+    prior = make_prior()
+    whole = decode(NativeDecoder(prior, 1), make_task(prior, prompt_len=3))
+    task, decoder = make_task(prior, prompt_len=3), NativeDecoder(prior, 1)
+    decoder.prefill(task)
+    for start, stop in ((3, 4), (4, 40), (40, 41), (41, 96)):
+        decoder.run(start, stop)
+    assert torch.equal(task.codes, whole)
+
+
+def test_a_second_window_sees_nothing_of_the_first():
+    prior = make_prior()
+    decoder = NativeDecoder(prior, 1)
+    decode(decoder, make_task(prior, seed=1))
+    assert torch.equal(
+        decode(decoder, make_task(prior, prompt_len=5)), decode(NativeDecoder(prior, 1), make_task(prior, prompt_len=5))
+    )
+
+
+def test_start_cond_takes_the_place_of_the_start_token():
+    prior = make_prior()
+    task = make_task(prior, 2)
+    start_cond = torch.randn(2, 1, prior.config.width)
+    tasks = [WindowTask(**{**vars(task), "codes": task.codes.clone(), "start_cond": start_cond}) for _ in range(2)]
+    eager, ours = (decode(kind(prior, 2), one) for kind, one in zip((EagerDecoder, NativeDecoder), tasks))
+    assert torch.equal(eager, ours)
+    assert not torch.equal(ours, decode(NativeDecoder(prior, 2), task))
+
+
+def test_int8_decodes_as_eager_does_with_the_rounded_weights():
+    prior = make_prior(width=64, depth=3)
+    rounded = make_prior(width=64, depth=3)
+    for layer in rounded.layers:
+        for name in ("qkv", "proj", "up", "down"):
+            weight = layer.get_submodule(name).weight
+            stored, scale = native.quantize_int8(weight)
+            weight.copy_(stored * scale)
+    task, other = make_task(prior, 2), make_task(rounded, 2)
+    ours = decode(NativeDecoder(prior, 2, int8=True), task)
+    # The head is rounded too; the embedding that eager would tie it to is not. So only logits can be compared.
+    weights, scale = native.quantize_int8(rounded.token_embedding.T)
+    cache = KVCache(rounded.config, 2, rounded.device, rounded.dtype)
+    previous = None
+    for pos in range(other.codes.shape[1]):
+        x = rounded.start_token.expand(2, -1) if previous is None else rounded.token_embedding[previous]
+        x = x + rounded.pos_embedding[pos]
+        for layer, layer_cache in zip(rounded.layers, cache.layers):
+            x = layer.decode(x, layer_cache, pos)
+        logits = x @ (weights * scale)
+        noise = philox.gumbel_noise(task.seed, task.items, task.level, torch.tensor([pos]), logits.shape[1])[:, 0]
+        expected = reference.sample_logits(logits, noise, task.sampling.temperature)
+        assert torch.equal(ours[:, pos], expected)
+        previous = ours[:, pos]
+
+
+def test_a_call_lets_other_threads_run_and_stays_short():
+    prior = make_prior(width=256, depth=12, heads=1, context_len=4096, num_rows=64)
+    decoder, task = NativeDecoder(prior, 1), make_task(prior)
+    decoder.SECONDS_PER_CALL = 0.02
+    decoder.prefill(task)
+    decoder.run(0, 1)
+    ticks, done = [], threading.Event()
+
+    def tick():
+        while not done.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.001)
+
+    clock = threading.Thread(target=tick)
+    clock.start()
+    decoder.run(1, 400)
+    done.set()
+    clock.join()
+    assert len(ticks) > 3
+
+
+def test_choose_backend_says_why_native_cannot_run():
+    with pytest.raises(ValueError, match="native decoder cannot run on cpu: it takes float32"):
+        choose_backend("native", torch.device("cpu"), torch.float16)
+    assert choose_backend("auto", torch.device("cpu"), torch.float16).name == "eager"
+    assert choose_backend("auto", torch.device("cpu"), torch.float32).name == "native"
+
+
+def test_conditioner_priors_sample_with_it():
+    prior = make_prior(conditioner=ConditionerConfig(width=16, depth=2))
+    upper = torch.randint(77, (2, 24))
+    cond = prior.condition(upper)
+    task = make_task(prior, 2)
+    tasks = [WindowTask(**{**vars(task), "codes": task.codes.clone(), "frame_cond": cond}) for _ in range(2)]
+    eager, ours = (decode(kind(prior, 2), one) for kind, one in zip((EagerDecoder, NativeDecoder), tasks))
+    assert torch.equal(eager, ours)

@@ -9,7 +9,9 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-FOLDERS = ("engine", "kernels", "distill")
+PACKAGES = {
+    "fastjukebox." + folder.replace("/", "."): folder for folder in ("engine", "engine/cli", "kernels", "distill")
+}
 
 
 class OptionalBuild(build_ext):
@@ -35,8 +37,8 @@ class OptionalBuild(build_ext):
 
 
 setup(
-    packages=[f"fastjukebox.{folder}" for folder in FOLDERS],
-    package_dir={f"fastjukebox.{folder}": folder for folder in FOLDERS},
+    packages=list(PACKAGES),
+    package_dir=PACKAGES,
     package_data={"fastjukebox.engine": ["demo/*"], "fastjukebox.kernels": ["csrc/*"]},
     ext_modules=[
         # A plain library behind ctypes: no Python or PyTorch headers are used.

@@ -1,13 +1,19 @@
 """Sampling from Jukebox-style models: see `Jukebox`."""
 
-from .audio import AudioError
-from .checkpoint import CheckpointError
-from .config import JukeboxConfig, PriorConfig, VQVAEConfig
-from .jukebox import Jukebox, Result
-from .prior import Prior
-from .runs import RunError
-from .sampler import Progress, SamplingParams
-from .vqvae import VQVAE
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .audio import AudioError
+    from .checkpoint import CheckpointError
+    from .config import JukeboxConfig, PriorConfig, VQVAEConfig
+    from .jukebox import Jukebox, Result
+    from .prior import Prior
+    from .runs import RunError
+    from .sampler import Progress, SamplingParams
+    from .vqvae import VQVAE
 
 __all__ = [
     "VQVAE",
@@ -23,3 +29,25 @@ __all__ = [
     "SamplingParams",
     "VQVAEConfig",
 ]
+
+_MODULES = {
+    "VQVAE": "vqvae",
+    "AudioError": "audio",
+    "CheckpointError": "checkpoint",
+    "Jukebox": "jukebox",
+    "JukeboxConfig": "config",
+    "Prior": "prior",
+    "PriorConfig": "config",
+    "Progress": "sampler",
+    "Result": "jukebox",
+    "RunError": "runs",
+    "SamplingParams": "sampler",
+    "VQVAEConfig": "config",
+}
+
+
+def __getattr__(name: str) -> object:
+    # On first use: torch takes seconds to import, which `fastjukebox --help` should not wait for.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

@@ -14,9 +14,9 @@ from types import FrameType
 
 import click
 
-from .command_files import convert, decode, encode, info
-from .command_sample import continue_, resume, sample, upsample
-from .terminal import Stopped, Terminated
+from .cli.files import convert, decode, encode, info
+from .cli.sampling import continue_, resume, sample, upsample
+from .cli.terminal import Stopped, Terminated
 
 
 class _Commands(click.Group):

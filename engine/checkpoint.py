@@ -11,12 +11,13 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .config import JukeboxConfig, from_json, to_json
 from .prior import Prior
@@ -97,17 +98,37 @@ def load_prior(
 
 
 def _load(path: Path, build: Callable[[], Network], device: torch.device | str, dtype: torch.dtype) -> Network:
-    with torch.device("meta"):
-        network = build()
+    network = without_memory(build)
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             found = (file.metadata() or {}).get("network", _name(network))
             if found != _name(network):
                 raise CheckpointError(f"{path}: holds a {found}, not a {_name(network)}")
-            assign(network, ((name, file.get_tensor(name).to(dtype)) for name in file.keys()), path)  # noqa: SIM118
+            names = list(file.keys())
+            assign(network, ((name, file.get_tensor(name).to(_stored_as(name, dtype))) for name in names), path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); is the file complete?") from None
     return network.eval().requires_grad_(False)
+
+
+class _NoInitialization(TorchFunctionMode):
+    """On the meta device a random initialization does nothing but import half of torch, which takes seconds."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return args[0] if func in (Tensor.normal_, Tensor.uniform_) else func(*args, **(kwargs or {}))
+
+
+def without_memory(build: Callable[[], Network]) -> Network:
+    """`build()` with parameters that have shapes and no storage, for `assign`."""
+    with torch.device("meta"), _NoInitialization():
+        return build()
+
+
+def _stored_as(name: str, dtype: torch.dtype) -> torch.dtype:
+    # Small, run once per window, and FP32 in the original whatever the transformer's dtype.
+    return torch.float32 if name.startswith("conditioner.") else dtype
 
 
 def assign(network: nn.Module, tensors: Iterable[tuple[str, Tensor]], path: Path) -> None:
@@ -117,7 +138,7 @@ def assign(network: nn.Module, tensors: Iterable[tuple[str, Tensor]], path: Path
         CheckpointError: a tensor is missing, unexpected or of another shape; names the file, the tensor, both shapes.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = set()
+    found = {}
     for name, tensor in tensors:
         if name not in expected:
             raise CheckpointError(f"{path}: tensor {name} {tuple(tensor.shape)} has no place in a {_name(network)}")
@@ -125,14 +146,14 @@ def assign(network: nn.Module, tensors: Iterable[tuple[str, Tensor]], path: Path
             raise CheckpointError(
                 f"{path}: tensor {name} has shape {tuple(tensor.shape)}, the config asks for {expected[name]}"
             )
-        network.load_state_dict({name: tensor}, strict=False, assign=True)
-        found.add(name)
-    missing = sorted(set(expected) - found)
+        found[name] = tensor
+    missing = sorted(set(expected) - set(found))
     if missing:
         raise CheckpointError(
             f"{path}: {len(missing)} tensors are missing, the first {missing[0]} {expected[missing[0]]}; "
             f"is this the file of a {_name(network)}?"
         )
+    network.load_state_dict(found, assign=True)
 
 
 def _name(network: nn.Module) -> str:

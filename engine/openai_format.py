@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from .checkpoint import VQVAE_FILE, CheckpointError, prior_file, save_config, save_network
+from .checkpoint import VQVAE_FILE, CheckpointError, prior_file, save_config, save_network, without_memory
 from .config import JukeboxConfig, PriorConfig, VQVAEConfig
 from .openai_config import prior_config, vqvae_config
 from .openai_pickle import Model, read_model
@@ -157,8 +157,7 @@ def find_files(folder: Path) -> tuple[Path, dict[int, Path]]:
 
 def _network(model: Model, kind: Callable[[Config], Network], config: Config, source: str) -> Network:
     """Our network around the tensors of the file. No copies."""
-    with torch.device("meta"):
-        network = kind(config)
+    network = without_memory(lambda: kind(config))
     path, tensors = model.path, model.tensors
     # The output head of a prior is its embedding.
     left = {name: tensor for name, tensor in tensors.items() if name != "prior.x_out.weight"}

@@ -23,7 +23,7 @@ class Conditioner(nn.Module):
 
     def __init__(self, config: ConditionerConfig, codebook_size: int, width: int) -> None:
         super().__init__()
-        self.embedding = nn.Parameter(torch.randn(codebook_size, width) * 0.02)
+        self.embedding = nn.Parameter(torch.empty(codebook_size, width).normal_(std=0.02))
         self.upsampler = Upsampler(
             width,
             config.width,
@@ -49,9 +49,9 @@ class Prior(nn.Module):
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Parameter(torch.randn(config.codebook_size, config.width) * 0.02)
-        self.pos_embedding = nn.Parameter(torch.randn(config.context_len, config.width) * 0.01)
-        self.start_token = nn.Parameter(torch.randn(1, config.width) * 0.01)
+        self.token_embedding = nn.Parameter(torch.empty(config.codebook_size, config.width).normal_(std=0.02))
+        self.pos_embedding = nn.Parameter(torch.empty(config.context_len, config.width).normal_(std=0.01))
+        self.start_token = nn.Parameter(torch.empty(1, config.width).normal_(std=0.01))
         self.layers = nn.ModuleList(TransformerLayer(config, pattern) for pattern in config.layer_patterns)
         self.conditioner: Conditioner | None = None
         if config.conditioner:

@@ -18,7 +18,7 @@ class Projection(nn.Module):
 
     def __init__(self, in_width: int, out_width: int, std: float = 0.02) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(in_width, out_width) * std)
+        self.weight = nn.Parameter(torch.empty(in_width, out_width).normal_(std=std))
         self.bias = nn.Parameter(torch.zeros(out_width))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .command_options import PATH, REPORT_OPTIONS, Settings, sampling_options, shared_help, with_options
+from .options import PATH, REPORT_OPTIONS, Settings, sampling_options, shared_help, with_options
 from .terminal import ProgressBar, Stopped, load_model, new_file, report
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .jukebox import Jukebox
+    from ..jukebox import Jukebox
+    from ..sampler import SamplingParams
     from .prompts import Given
-    from .sampler import SamplingParams
 
 
 @click.command(short_help="Sample music from nothing.")
@@ -82,9 +82,9 @@ def resume(
 
     The result is that of an undisturbed run, byte for byte (but for ogg's serial number).
     """
-    from .audio import check_output
-    from .jukebox import Jukebox
-    from .runs import Run
+    from ..audio import check_output
+    from ..jukebox import Jukebox
+    from ..runs import Run
 
     request = Run.open(run).request
     output = output or (Path(request.output) if request.output else None)
@@ -119,7 +119,7 @@ def resume(
 
 
 def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | None) -> None:
-    from .sampler import SamplingParams
+    from ..sampler import SamplingParams
 
     params = SamplingParams(
         seconds=settings.seconds,
@@ -156,7 +156,7 @@ def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | Non
     wall = time.monotonic() - started
     files = [] if output is None else [output]
     if output and not settings.stream:
-        from .audio import write_audio
+        from ..audio import write_audio
 
         with _codes_are_safe(run):
             files = write_audio(output, audio, jukebox.sample_rate)
@@ -183,7 +183,7 @@ def _audio_text(items: int, seconds: float) -> str:
 
 def _check_output(out: str, settings: Settings, items: int) -> tuple[Path | None, Path | None]:
     """The output file (None for stdout) and the run directory, checked before anything is sampled."""
-    from .audio import check_output, output_files
+    from ..audio import check_output, output_files
 
     _check_plot(settings.plot, settings.plot_beside)
     if out == "-":
@@ -229,7 +229,7 @@ def _audio(
         return result.audio
     import torch
 
-    from .audio import wav_header, wav_samples
+    from ..audio import wav_header, wav_samples
 
     assert params.seconds is not None
     chunks = jukebox.stream(params, codes, run_dir=run, overwrite=settings.overwrite, output=recorded, progress=bar)
@@ -262,8 +262,8 @@ def _check_plot(plot: Path | None, beside: Path | None) -> None:
         if beside:
             raise ValueError("--plot-beside goes with --plot PNG")
         return
-    from .audio import check_folder
-    from .plot import check_plot
+    from ..audio import check_folder
+    from ..plot import check_plot
 
     check_plot(plot)
     check_folder(plot)
@@ -274,8 +274,8 @@ def _check_plot(plot: Path | None, beside: Path | None) -> None:
 def _draw(plot: Path | None, beside: Path | None, audio: Tensor, sample_rate: int, output: Path | None) -> None:
     if plot is None:
         return
-    from .audio import read_audio
-    from .plot import plot_mel
+    from ..audio import read_audio
+    from ..plot import plot_mel
 
     name = output.name if output else "stdout"
     panels: Sequence[tuple[str, Tensor]] = [

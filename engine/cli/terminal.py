@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from .jukebox import Jukebox
-    from .sampler import Progress
+    from ..jukebox import Jukebox
+    from ..sampler import Progress
 
 
 class Terminated(KeyboardInterrupt):
@@ -101,7 +101,7 @@ def load_model(model: str, device: str, dtype: str | None, backend: str, threads
     """Raises ValueError (CheckpointError) where it cannot be used."""
     import torch
 
-    from .jukebox import MODELS, Jukebox
+    from ..jukebox import MODELS, Jukebox
 
     if threads:
         torch.set_num_threads(threads)
@@ -112,7 +112,7 @@ def load_model(model: str, device: str, dtype: str | None, backend: str, threads
 
 def new_file(path: Path, overwrite: bool) -> Path:
     """`path`, if it can be made or replaced. Raises ValueError."""
-    from .audio import check_folder
+    from ..audio import check_folder
 
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from .command_options import PATH
+from .options import PATH
 from .terminal import load_model, new_file, report
 
 _MODEL = click.option("--model", default="demo", show_default=True, metavar="NAME|FOLDER", help="Whose VQ-VAE.")
@@ -28,7 +28,7 @@ def encode(audio: Path, codes: Path, model: str, device: str, overwrite: bool) -
 
     Any rate and number of channels; what is left over after the last whole top-level code is left out.
     """
-    from .runs import write_codes
+    from ..runs import write_codes
 
     if codes.suffix.lower() != ".safetensors":
         raise ValueError(f"{codes}: the ending of a codes file must be .safetensors")
@@ -53,7 +53,7 @@ def decode(codes: Path, out: Path, level: int | None, model: str, device: str, o
 
     CODES is a codes file (.safetensors), a run directory, or the original's data.pth.tar.
     """
-    from .audio import check_output, output_files, write_audio
+    from ..audio import check_output, output_files, write_audio
     from .prompts import read_codes
 
     check_output(out)
@@ -104,9 +104,9 @@ def convert(source: Path, out: Path, prior: tuple[str, ...], preset: tuple[str, 
     fastjukebox convert ~/.cache/jukebox/models/5b my-model
     fastjukebox convert 5b/vqvae.pth.tar my-model --prior 0=5b/prior_level_0.pth.tar ...
     """
-    from . import openai_format
-    from .config import PRESETS
-    from .jukebox import DTYPES
+    from .. import openai_format
+    from ..config import PRESETS
+    from ..jukebox import DTYPES
 
     presets = _pairs("--preset", preset)
     for name in presets.values():
@@ -136,9 +136,9 @@ def info(model: str | None) -> None:
     """Print versions, devices, decoders, formats, and what a model is made of."""
     import torch
 
-    from .audio import FORMATS
-    from .decoder import BACKENDS
-    from .jukebox import MODELS
+    from ..audio import FORMATS
+    from ..decoder import BACKENDS
+    from ..jukebox import MODELS
 
     cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     rows = [
@@ -172,8 +172,8 @@ def info(model: str | None) -> None:
 def _describe(model: str) -> None:
     from safetensors import safe_open
 
-    from . import checkpoint
-    from .jukebox import MODELS
+    from .. import checkpoint
+    from ..jukebox import MODELS
 
     folder = MODELS.get(model, Path(model).expanduser())
     config = checkpoint.load_config(folder)

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import openai_pickle
-from .audio import read_audio
-from .jukebox import Jukebox
-from .runs import Run, load_codes
+from .. import openai_pickle
+from ..audio import read_audio
+from ..jukebox import Jukebox
+from ..runs import Run, load_codes
 
 # Endings of files that hold codes; other files are taken for audio.
 CODES_SUFFIXES = (".safetensors", ".tar", ".pth", ".pt")

@@ -1,0 +1,1 @@
+"""The command line; `engine/__main__.py` is its entry."""

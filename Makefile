@@ -1,9 +1,10 @@
 # Everything on a fresh machine: `make sample` and `make test`. Both set up .venv first.
 PYTHON ?= python3
+CXX ?= g++
 BIN := .venv/bin
 SETUP := pyproject.toml setup.py
 
-.PHONY: sample test lint clean
+.PHONY: sample test lint sanitize clean
 
 sample: .venv/engine
 	$(BIN)/fastjukebox sample sample.wav --seconds 4 --seed 1 --overwrite
@@ -15,6 +16,14 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
+
+# The native decoder under the sanitizers: addresses, undefined behaviour, data races.
+sanitize:
+	@mkdir -p build
+	for sanitizer in address,undefined thread; do \
+		$(CXX) -std=c++17 -O1 -g -Wno-psabi -fsanitize=$$sanitizer -fno-sanitize-recover=all -pthread \
+			tests/kernels/native_driver.cpp kernels/csrc/decode.cpp -o build/native_driver && build/native_driver || exit 1; \
+	done
 
 clean:
 	rm -rf .venv build dist *.egg-info

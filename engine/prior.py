@@ -8,6 +8,8 @@ transformer, and the head is the token embedding.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -114,7 +116,7 @@ class Prior(nn.Module):
         cond = None if frame_cond is None else frame_cond[:, pos]
         if cond is not None:
             x = x + cond
-        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+        for layer, layer_cache in zip(cast("list[TransformerLayer]", self.layers), cache.layers, strict=True):
             x = layer.decode(x, layer_cache, pos)
         return self.logits(x, cond)
 

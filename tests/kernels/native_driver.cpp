@@ -1,0 +1,123 @@
+// Runs the native decoder on small random models, for the sanitizers (`make sanitize`): every pattern, ragged sizes,
+// one and several threads, FP32 and int8. Fails if the number of threads or the batch changes a code.
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+#include "../../kernels/csrc/decode.h"
+
+namespace {
+
+struct Sizes {
+  int depth, width, attn_width, heads, mlp_width, codebook_size, num_rows, row_len;
+  bool int8;
+};
+
+class RandomModel {
+ public:
+  RandomModel(const Sizes &sizes, int batch) : random_(1) {
+    const int context_len = sizes.num_rows * sizes.row_len;
+    for (int i = 0; i < sizes.depth; ++i) {
+      Layer layer{};
+      layer.ln_0_weight = floats(sizes.width), layer.ln_0_bias = floats(sizes.width);
+      layer.ln_1_weight = floats(sizes.width), layer.ln_1_bias = floats(sizes.width);
+      layer.qkv = matrix(sizes.width, 3 * sizes.attn_width, true, sizes.int8);
+      layer.proj = matrix(sizes.attn_width, sizes.width, true, sizes.int8);
+      layer.up = matrix(sizes.width, sizes.mlp_width, true, sizes.int8);
+      layer.down = matrix(sizes.mlp_width, sizes.width, true, sizes.int8);
+      layer.pattern = i % 4;
+      layer.slots = layer.pattern == ROW ? sizes.row_len : layer.pattern == PREVIOUS_ROW ? 2 * sizes.row_len : context_len;
+      // NaN: what is read before it was written shows.
+      for (auto **cache : {&layer.keys, &layer.values}) {
+        caches_.emplace_back(size_t(batch) * layer.slots * sizes.attn_width, NAN);
+        *cache = caches_.back().data();
+      }
+      layers_.push_back(layer);
+    }
+    model = {sizes.depth,         sizes.width, sizes.attn_width, sizes.heads, sizes.mlp_width,
+             sizes.codebook_size, context_len, sizes.row_len,    0.5f,        floats(size_t(sizes.codebook_size) * sizes.width),
+             floats(size_t(context_len) * sizes.width),          floats(sizes.width),
+             matrix(sizes.width, sizes.codebook_size, false, sizes.int8),     layers_.data()};
+  }
+
+  Model model;
+
+ private:
+  const float *floats(size_t count) {
+    std::vector<float> values(count);
+    for (auto &value : values) value = std::normal_distribution<float>(0.05f, 0.5f)(random_);
+    floats_.push_back(std::move(values));
+    return floats_.back().data();
+  }
+
+  Matrix matrix(int in, int out, bool bias, bool int8) {
+    const int padded = (out + PANEL - 1) / PANEL * PANEL;
+    Matrix m{};
+    m.in = in, m.out = out;
+    m.bias = bias ? floats(padded) : nullptr;
+    if (int8) {
+      std::vector<int8_t> values(size_t(in) * padded);
+      for (auto &value : values) value = int8_t(random_() % 255 - 127);
+      bytes_.push_back(std::move(values));
+      m.panels = bytes_.back().data();
+      m.scale = floats(padded);
+    } else {
+      m.panels = floats(size_t(in) * padded);
+    }
+    return m;
+  }
+
+  std::mt19937 random_;
+  std::vector<std::vector<float>> floats_, caches_;
+  std::vector<std::vector<int8_t>> bytes_;
+  std::vector<Layer> layers_;
+};
+
+std::vector<int64_t> sample(const Sizes &sizes, int first_item, int batch, int threads, int top_k, float top_p) {
+  RandomModel random(sizes, batch);
+  const int context_len = random.model.context_len;
+  std::vector<int64_t> codes(size_t(batch) * context_len, -1), items;
+  for (int item = 0; item < batch; ++item) items.push_back(first_item + item);
+  std::vector<float> cond(size_t(batch) * context_len * sizes.width, 0.25f), start(size_t(batch) * sizes.width, 0.5f);
+  Task task{batch, codes.data(), cond.data(), start.data(), items.data(), 1234567890123ull, 77, 1, top_k, 0.9f, top_p};
+  const int middle = context_len / 3;
+  fastjukebox_decode(&random.model, &task, 0, middle, threads);
+  fastjukebox_decode(&random.model, &task, middle, context_len, threads);
+  return codes;
+}
+
+}  // namespace
+
+int main() {
+  const Sizes cases[] = {
+      {4, 32, 16, 1, 32, 64, 4, 8, false},
+      {5, 37, 15, 3, 41, 77, 3, 7, false},
+      {4, 33, 10, 2, 70, 33, 2, 17, true},
+  };
+  const struct {
+    int top_k;
+    float top_p;
+  } filters[] = {{0, 1.0f}, {5, 1.0f}, {0, 0.7f}, {9, 0.5f}};
+  const struct {
+    int first, batch, threads;
+  } parts[] = {{0, 9, 3}, {0, 1, 2}, {2, 2, 4}, {5, 4, 2}};
+  for (const auto &sizes : cases) {
+    for (const auto &[top_k, top_p] : filters) {
+      const auto whole = sample(sizes, 0, 9, 1, top_k, top_p);
+      const int context_len = sizes.num_rows * sizes.row_len;
+      for (const auto &[first, batch, threads] : parts) {
+        const auto part = sample(sizes, first, batch, threads, top_k, top_p);
+        for (int i = 0; i < batch * context_len; ++i) {
+          if (part[i] == whole[size_t(first) * context_len + i] && part[i] >= 0 && part[i] < sizes.codebook_size) continue;
+          std::printf("width %d, item %d of batch %d, %d threads: code %d differs\n", sizes.width, first + i / context_len,
+                      batch, threads, i % context_len);
+          return 1;
+        }
+      }
+    }
+  }
+  std::printf("%s: the same codes on any batch and any number of threads\n", fastjukebox_isa());
+}

@@ -2,14 +2,15 @@
 
     python bench peers [--json bench/results/peers.json]
 
-Both decode FP32 codes with their own cache from the middle of a window, sampling included, by turns: a round is a few
-steps of one, then as many of the other. Before a time is taken, the logits must agree.
+All decode FP32 codes with their own cache from the middle of a window, sampling included, by turns: a round is a few
+steps of each. Before a time is taken, the logits must agree, and so must the codes of our decoders.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import time
@@ -59,11 +60,11 @@ def our_decoder(prior: Prior, codes: Tensor, prompt_len: int, backend: str) -> D
 
 
 @torch.inference_mode()
-def compare(config: PriorConfig, backend: str, batch: int, rounds: int, steps: int) -> tuple[list[float], list[float]]:
-    """Seconds per step of every round: theirs, ours.
+def compare(config: PriorConfig, backends: list[str], batch: int, rounds: int, steps: int) -> dict[str, list[float]]:
+    """Seconds per step of every round, by name: "transformers" and each backend.
 
     Raises:
-        RuntimeError: the logits differ.
+        RuntimeError: the logits or the codes differ.
     """
     prior = Prior(config).eval()
     start = config.context_len // 2
@@ -72,23 +73,37 @@ def compare(config: PriorConfig, backend: str, batch: int, rounds: int, steps: i
     error = (theirs.logits(start)[:, 0] - prior(codes[:, : start + 1])[:, -1]).abs().max()
     if error > 1e-4:
         raise RuntimeError(f"logits differ by {error:.2g}: no times are reported")
-    ours = our_decoder(prior, codes.clone(), start + 1, backend)
-    times: dict[TransformersDecoder | Decoder, list[float]] = {theirs: [], ours: []}
+    sampled = {backend: codes.clone() for backend in backends}
+    decoders: dict[str, TransformersDecoder | Decoder] = {
+        "transformers": theirs,
+        **{backend: our_decoder(prior, sampled[backend], start + 1, backend) for backend in backends},
+    }
+    times: dict[str, list[float]] = {name: [] for name in decoders}
     # The turn before the first warms up.
     for turn in range(-1, rounds):
         pos = start + 1 + (turn + 1) * steps
-        for decoder in (theirs, ours) if turn % 2 else (ours, theirs):
+        for name in list(decoders)[:: 1 if turn % 2 else -1]:
             began = time.perf_counter()
-            decoder.run(pos, pos + steps)
+            decoders[name].run(pos, pos + steps)
             if turn >= 0:
-                times[decoder].append((time.perf_counter() - began) / steps)
-    return times[theirs], times[ours]
+                times[name].append((time.perf_counter() - began) / steps)
+    exact = [backend for backend in backends if "int8" not in backend]
+    if any(not torch.equal(sampled[backend], sampled[exact[0]]) for backend in exact):
+        raise RuntimeError(f"the codes of {', '.join(exact)} differ: no times are reported")
+    return times
 
 
 def quantiles(values: list[float]) -> dict[str, float]:
     at = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
     found = torch.tensor(values, dtype=torch.float64).quantile(at).tolist()
     return {name: round(value, 4) for name, value in zip(("p20", "p50", "p80"), found, strict=True)}
+
+
+def processor() -> str:
+    """The CPU's name where Linux tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+    return names[0] if names else platform.machine()
 
 
 def commit() -> str:
@@ -99,7 +114,7 @@ def commit() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", default="eager")
+    parser.add_argument("--backends", nargs="+", default=["eager", "native"], help="`fastjukebox info` lists them")
     parser.add_argument("--depth", type=int, default=72, help="layers")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--heads", type=int, default=1)
@@ -118,21 +133,20 @@ def main() -> None:
     for threads in args.threads:
         torch.set_num_threads(threads)
         torch.manual_seed(SEED)
-        theirs, ours = compare(config, args.backend, args.batch, args.rounds, args.steps)
-        results = {
-            "transformers_ms": quantiles([1e3 * value for value in theirs]),
-            f"{args.backend}_ms": quantiles([1e3 * value for value in ours]),
-            # Within a round both saw the same machine.
-            "speedup": quantiles([their / our for their, our in zip(theirs, ours, strict=True)]),
-        }
+        times = compare(config, args.backends, args.batch, args.rounds, args.steps)
+        results = {f"{name}_ms": quantiles([1e3 * value for value in values]) for name, values in times.items()}
+        for backend in args.backends:
+            # Within a round all saw the same machine.
+            pairs = zip(times["transformers"], times[backend], strict=True)
+            results[f"{backend}_speedup"] = quantiles([their / our for their, our in pairs])
         for name, q in results.items():
-            print(f"{threads} threads  {name:16} {q['p50']:8.3f}  (p20 {q['p20']:.3f}, p80 {q['p80']:.3f})")
+            print(f"{threads} threads  {name:20} {q['p50']:8.3f}  (p20 {q['p20']:.3f}, p80 {q['p80']:.3f})")
         record = {
             "bench": "peers",
             **{key: value for key, value in vars(args).items() if key not in ("json", "threads")},
             "threads": threads,
             "dtype": "float32",
-            "device": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+            "device": f"{processor()}, {os.cpu_count()} cores",
             "torch": torch.__version__,
             "commit": commit(),
             **results,

@@ -16,7 +16,8 @@ from .decoder import Backend, Decoder, LevelSampling, WindowTask
 from .prior import Prior
 from .windows import LevelPlan, Window, plan_levels, schedule
 
-MAX_SECONDS = 24 * 3600
+# A 16-bit wav of 44.1 kHz holds 13.5 hours.
+MAX_SECONDS = 12 * 3600
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.machinery
+import mmap
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_int64, c_uint64, c_void_p
 from functools import lru_cache
@@ -127,22 +128,33 @@ def _panels(weight: Tensor) -> Tensor:
 
 
 class PackedWeights:
-    """A prior's weights as the native decoder reads them. Keeps every tensor alive that a pointer refers to."""
+    """A prior's weights as the native decoder reads them, one after another in large pages: a step runs through all of
+    them in that order. The memory lives as long as this object."""
+
+    CHUNK = 1 << 26
+    ALIGNMENT = 64
 
     def __init__(self, int8: bool = False) -> None:
         self.int8 = int8
-        self.tensors: list[Tensor] = []
-
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors)
+        self.nbytes = 0
+        self._chunks: list[Tensor] = []
+        self._used = 0
 
     def pointer(self, tensor: Tensor) -> int:
-        """The address of an FP32 or int8 copy of `tensor` that lives as long as this object."""
-        kept = tensor.detach().contiguous()
-        kept = kept if kept.dtype == torch.int8 else kept.float()
-        self.tensors.append(kept)
-        return kept.data_ptr()
+        """The address of an FP32 or int8 copy of `tensor`."""
+        values = tensor.detach() if tensor.dtype == torch.int8 else tensor.detach().float()
+        size = values.numel() * values.element_size()
+        if not self._chunks or self._used + size > len(self._chunks[-1]):
+            memory = mmap.mmap(-1, max(self.CHUNK, size))
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                memory.madvise(mmap.MADV_HUGEPAGE)
+            self._chunks.append(torch.frombuffer(memory, dtype=torch.uint8))
+            self._used = 0
+        room = self._chunks[-1][self._used : self._used + size]
+        room.view(values.dtype).view(values.shape).copy_(values)
+        self._used += -(-size // self.ALIGNMENT) * self.ALIGNMENT
+        self.nbytes += size
+        return room.data_ptr()
 
     def matrix(self, weight: Tensor, bias: Tensor | None = None) -> _Matrix:
         """Pack `weight` [in, out] and its bias."""

@@ -11,6 +11,10 @@
 #include <functional>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "threads.h"
 
 // The least of `logits` [count] that top-k and then top-p keep; see reference.filter_logits.

@@ -1,5 +1,6 @@
 """Fixtures for the engine's tests: random networks, and a whole model of them."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,11 @@ import torch
 from fastjukebox.engine import VQVAE, JukeboxConfig, Prior, PriorConfig, VQVAEConfig, checkpoint
 from fastjukebox.engine.config import ConditionerConfig
 from torch import nn
+
+# Test modules import `openai_files`, which lies beside them.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from openai_files import PRIOR_CONFIGS, VQVAE_CONFIG, VQVAE_HPS, prior_hps, prior_state, save, vqvae_state
 
 
 @pytest.fixture(scope="session")
@@ -73,5 +79,30 @@ def tiny_model(tiny_config, randomize, randomize_vqvae, tmp_path_factory) -> Pat
         )
         for config in tiny_config.priors:
             prior = randomize(Prior(config), scale=0.6)
+            if prior.conditioner:
+                # Else the biases behind it outweigh it.
+                prior.conditioner.embedding.data *= 4
             checkpoint.save_network(folder / checkpoint.prior_file(config.level), prior, torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def networks():
+    torch.manual_seed(1)
+    networks = VQVAE(VQVAE_CONFIG), *(Prior(config) for config in PRIOR_CONFIGS)
+    for network in networks:
+        for tensor in network.state_dict().values():
+            tensor.normal_()
+    return networks
+
+
+@pytest.fixture
+def files(tmp_path, networks):
+    """A folder of the usual names, with hps."""
+    folder = tmp_path / "5b"
+    folder.mkdir()
+    vqvae, *priors = networks
+    save(folder / "vqvae.pth.tar", vqvae_state(vqvae), VQVAE_HPS)
+    for level, prior in enumerate(priors):
+        save(folder / f"prior_level_{level}.pth.tar", prior_state(prior), prior_hps(level))
     return folder

@@ -1,0 +1,425 @@
+"""The command line from end to end, on a tiny stack with random weights: every command, every bad input, every stop."""
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from fastjukebox.engine import audio as audio_module
+from fastjukebox.engine import runs
+from fastjukebox.engine.__main__ import main
+
+RATE = 44100
+# Shorter than a window at every level, and no whole number of codes.
+SECONDS, SAMPLES = 0.02, 882
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(tmp_path, monkeypatch):
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def run_cli(tiny_model, capfd):
+    """Runs a command on the tiny model; returns its exit code, stdout and stderr."""
+
+    def run(command, *args):
+        model = ["--model", str(tiny_model)] if command not in ("resume", "convert") else []
+        code = main([command, *map(str, args), *model])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def ok(run_cli):
+    """Runs a command that must succeed, in silence on stderr; returns its stdout."""
+
+    def run(*args):
+        code, out, err = run_cli(*args)
+        assert (code, err) == (0, ""), err
+        return out
+
+    return run
+
+
+@pytest.fixture
+def fails(run_cli):
+    """Runs a command that must fail in the proper way and write no file; returns the message."""
+
+    def run(*args):
+        before = sorted(Path().rglob("*"))
+        code, out, err = run_cli(*args)
+        assert code == 2
+        assert out == ""
+        assert re.fullmatch(r"fastjukebox: error: [^\n]+\n", err), err
+        assert "Traceback" not in err
+        assert sorted(Path().rglob("*")) == before
+        return err
+
+    return run
+
+
+def read(path):
+    samples, rate = soundfile.read(path, dtype="float32")
+    assert rate == RATE
+    return samples
+
+
+def write_tone(path, seconds, rate=RATE, channels=1):
+    time = np.arange(round(seconds * rate)) / rate
+    tone = 0.4 * np.sin(2 * np.pi * 440 * time)
+    soundfile.write(path, np.stack([tone] * channels, axis=1), rate)
+
+
+def write_codes(path, counts, value=3):
+    runs.save_codes(Path(path), [torch.full((1, count), value) for count in counts])
+
+
+def test_sample_writes_a_wav_of_the_exact_length(ok):
+    out = ok("sample", "song.wav", "--seconds", SECONDS, "--seed", 5)
+    assert len(read("song.wav")) == SAMPLES
+    for line in (r"wrote +song\.wav", r"audio +0\.02 s", r"wall +\S+ s: \S+x real time", r"seed +5", r"run +song\.run"):
+        assert re.search(f"^{line}$", out, re.M), out
+    assert re.search(r"^decoder +\w+ on cpu in float32$", out, re.M), out
+    assert sorted(path.name for path in Path().iterdir()) == ["song.run", "song.wav"]
+
+
+def test_same_seed_gives_the_same_bytes_by_level_and_by_time_and_streamed(ok):
+    for name, options in {"a": (), "b": ("--order", "time"), "c": ("--stream",), "d": ("--seed", 1)}.items():
+        ok("sample", f"{name}.wav", "--seconds", SECONDS, *options)
+    a, b, c, d = (Path(f"{name}.wav").read_bytes() for name in "abcd")
+    assert a == b
+    assert a == c
+    assert a != d
+
+
+def test_flac_holds_the_samples_of_the_wav_and_ogg_its_length(ok):
+    for name in ("a.wav", "b.flac", "c.ogg"):
+        ok("sample", name, "--seconds", 0.05, "--level", 2)
+    # libsndfile rounds down for wav, to the nearest for flac.
+    assert np.allclose(read("a.wav"), read("b.flac"), rtol=0, atol=1.01 / 32768)
+    assert len(read("c.ogg")) == len(read("a.wav")) == 2205
+
+
+def test_several_items_are_the_single_ones(ok):
+    out = ok("sample", "many.wav", "--seconds", 0.05, "--level", 2, "--samples", 2, "--first-item", 4)
+    assert "many-0.wav, many-1.wav" in out
+    ok("sample", "one.wav", "--seconds", 0.05, "--level", 2, "--first-item", 5)
+    assert Path("one.wav").read_bytes() == Path("many-1.wav").read_bytes()
+
+
+def test_stream_to_stdout_is_the_wav(tiny_model, ok):
+    args = ["--seconds", "0.01", "--model", str(tiny_model)]
+    ok("sample", "a.wav", "--seconds", 0.01)
+    done = subprocess.run(command("sample", "-", "--stream", *args), capture_output=True, check=True)
+    assert done.stdout == Path("a.wav").read_bytes()
+    assert b"wrote" in done.stderr
+
+
+def test_settings_per_level(ok, fails):
+    ok("sample", "a.wav", "--seconds", SECONDS, "--temperature", "0.9,1,0.8", "--top-k", "5,6,7", "--top-p", "1,.9,.8")
+    params = json.loads(Path("a.run/request.json").read_text())["params"]
+    assert params["temperature"] == [0.9, 1, 0.8]
+    assert params["top_k"] == [5, 6, 7]
+    assert "levels" in fails("sample", "b.wav", "--temperature", "1,1")
+
+
+def test_nothing_is_replaced_without_being_asked(ok, fails):
+    short = ("--seconds", 0.03, "--level", 2)
+    ok("sample", "a.wav", *short)
+    before = Path("a.wav").read_bytes()
+    message = fails("sample", "a.wav", *short, "--seed", 1)
+    assert "fastjukebox resume a.run" in message
+    assert "--overwrite" in message
+    assert "--overwrite" in fails("sample", "a.wav", *short, "--run", "other")
+    assert Path("a.wav").read_bytes() == before
+    ok("sample", "a.wav", *short, "--seed", 1, "--overwrite")
+    assert Path("a.wav").read_bytes() != before
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(RATE, 1), (22050, 2), (48000, 2)])
+def test_continue_audio_of_any_rate_and_channels(ok, rate, channels):
+    write_tone("prompt.wav", 0.05, rate, channels)
+    ok("continue", "prompt.wav", "out.wav", "--seconds", 0.08, "--level", 2)
+    assert len(read("out.wav")) == 3528
+
+
+def test_continued_audio_opens_with_the_prompt_as_the_vqvae_hears_it(ok):
+    write_tone("prompt.wav", 0.05)
+    ok("encode", "prompt.wav", "prompt.safetensors")
+    ok("decode", "prompt.safetensors", "heard.wav", "--level", 2)
+    ok("continue", "prompt.wav", "out.wav", "--seconds", 0.12, "--level", 2)
+    ok("continue", "prompt.safetensors", "codes.wav", "--seconds", 0.12, "--level", 2)
+    assert Path("out.wav").read_bytes() == Path("codes.wav").read_bytes()
+    codes, known = runs.load_codes(Path("out.run/codes.safetensors")), runs.load_codes(Path("prompt.safetensors"))
+    assert torch.equal(codes[2][:, : known[2].shape[1]], known[2])
+
+
+def test_prompt_seconds_cut_audio_and_runs(ok):
+    write_tone("prompt.wav", 0.2)
+    out = ok("continue", "prompt.wav", "a.wav", "--seconds", 0.08, "--level", 2, "--prompt-seconds", 0.05)
+    assert "0.05 s of prompt.wav" in out
+    ok("continue", "a.run", "b.wav", "--seconds", 0.08, "--level", 2, "--prompt-seconds", 0.06, "--seed", 9)
+    a, b = (runs.load_codes(Path(f"{name}.run/codes.safetensors"))[2] for name in "ab")
+    # 0.06 s are 20.7 codes.
+    assert torch.equal(a[:, :21], b[:, :21])
+    assert not torch.equal(a, b)
+
+
+def test_upsample_keeps_the_coarsest_level_or_those_asked_for(ok, fails):
+    ok("sample", "a.wav", "--seconds", SECONDS)
+    out = ok("upsample", "a.run", "b.wav", "--seed", 1)
+    assert "level 2 (a.run holds level 0, 1, 2)" in out
+    ok("upsample", "a.run/codes.safetensors", "c.wav", "--from-level", 1, "--seed", 1, "--seconds", SECONDS)
+    a, b, c = (runs.load_codes(Path(f"{name}.run/codes.safetensors")) for name in "abc")
+    assert [torch.equal(x, y) for x, y in zip(a, b, strict=True)] == [False, False, True]
+    assert [torch.equal(x, y) for x, y in zip(a, c, strict=True)] == [False, True, True]
+    assert len(read("b.wav")) == len(read("c.wav")) == SAMPLES
+    assert "nothing is left" in fails("upsample", "a.run", "d.wav", "--from-level", 0)
+    assert "holds level" in fails("upsample", "a.run", "d.wav", "--from-level", 3)
+
+
+def test_upsample_takes_the_codes_of_the_original(ok):
+    zs = [torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, 0, dtype=torch.long), torch.arange(16)[None]]
+    torch.save({"zs": zs}, "data.pth.tar")
+    ok("upsample", "data.pth.tar", "a.wav", "--level", 1, "--seconds", 0.01)
+    assert len(read("a.wav")) == 441
+    assert torch.equal(runs.load_codes(Path("a.run/codes.safetensors"))[2], zs[2])
+
+
+def test_encode_and_decode_go_round(ok, fails):
+    write_tone("tone.wav", 0.1)
+    assert "wrote" in ok("encode", "tone.wav", "tone.safetensors")
+    codes = runs.load_codes(Path("tone.safetensors"))
+    assert [tensor.shape[1] for tensor in codes] == [34 * 16, 34 * 4, 34]
+    ok("decode", "tone.safetensors", "again.wav")
+    assert len(read("again.wav")) == 34 * 128
+    assert "--overwrite" in fails("decode", "tone.safetensors", "again.wav")
+    assert "--overwrite" in fails("encode", "tone.wav", "tone.safetensors")
+    assert "--level 3" in fails("decode", "tone.safetensors", "b.wav", "--level", 3)
+
+
+def test_silence_is_music_too(ok):
+    soundfile.write("silence.wav", np.zeros(4410), RATE)
+    ok("encode", "silence.wav", "silence.safetensors")
+    ok("continue", "silence.wav", "out.wav", "--seconds", 0.12, "--level", 2)
+
+
+def test_info_names_versions_devices_decoders_and_the_model(ok):
+    out = ok("info")
+    for word in ("torch", "cpu", "decoder eager", "can run on cpu", "wav flac ogg", "3 layers of width 32", "F32"):
+        assert word in out, out
+
+
+def test_plot_draws_two_panels(ok, fails):
+    pytest.importorskip("librosa")
+    write_tone("tone.wav", 0.05)
+    ok("sample", "a.wav", "--seconds", 0.05, "--level", 2, "--plot", "a.png", "--plot-beside", "tone.wav")
+    assert Path("a.png").read_bytes().startswith(b"\x89PNG")
+    assert ".png" in fails("sample", "b.wav", "--plot", "b.jpg")
+    assert "no such file" in fails("sample", "b.wav", "--plot", "b.png", "--plot-beside", "none.wav")
+
+
+def test_plot_without_its_libraries_says_how_to_get_them(fails, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install 'fastjukebox[plot]'" in fails("sample", "a.wav", "--plot", "a.png")
+
+
+@pytest.mark.parametrize(
+    ("word", "args"),
+    [
+        ("seconds", ["--seconds", "0"]),
+        ("seconds", ["--seconds", "-1"]),
+        ("seconds", ["--seconds", "1e9"]),
+        ("seconds", ["--seconds", "nan"]),
+        ("seconds", ["--seconds", "soon"]),
+        ("hop_fraction", ["--hop-fraction", "0"]),
+        ("hop fraction 0.3", ["--hop-fraction", "0.3"]),
+        ("seed", ["--seed", "-1"]),
+        ("seed", ["--seed", str(2**64)]),
+        ("temperature", ["--temperature", "0"]),
+        ("temperature", ["--temperature", "nan"]),
+        ("temperature", ["--temperature", "hot"]),
+        ("top_k", ["--top-k", "-1"]),
+        ("top_p", ["--top-p", "0"]),
+        ("top_p", ["--top-p", "1.5"]),
+        ("num_samples", ["--samples", "0"]),
+        ("level 3", ["--level", "3"]),
+        ("one of .wav", ["a.mp3"]),
+        ("does not exist", ["nowhere/a.wav"]),
+        ("cannot be written", ["/proc/a.wav"]),
+        ("run directory", ["--run", "/proc/a.run"]),
+        ("stream", ["-"]),
+        ("backend", ["--backend", "magic"]),
+        ("device", ["--device", "toaster"]),
+        ("--sedonds", ["--sedonds", "3"]),
+    ],
+)
+def test_bad_requests(fails, word, args):
+    assert word in fails("sample", *args)
+
+
+def test_unknown_commands_and_models(capfd):
+    for args, word in (
+        (["smaple"], "smaple"),
+        (["sample", "--model", "nothere"], "demo"),
+        (["info", "--model", "x"], "x"),
+    ):
+        assert main(args) == 2
+        err = capfd.readouterr().err
+        assert word in err
+        assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["missing.wav", "empty.wav", "corrupt.wav", "nan.wav", "inf.wav", "no-samples.wav", "."]
+)
+def test_bad_audio(fails, name):
+    Path("empty.wav").touch()
+    Path("corrupt.wav").write_bytes(b"RIFF" + bytes(range(256)))
+    for kind in ("nan", "inf"):
+        soundfile.write(f"{kind}.wav", np.full(4410, float(kind), dtype=np.float32), RATE, "FLOAT")
+    soundfile.write("no-samples.wav", np.zeros(0), RATE)
+    fails("continue", name, "out.wav", "--seconds", 1)
+    fails("encode", name, "out.safetensors")
+
+
+def test_a_prompt_must_leave_something_to_sample(fails, ok):
+    write_tone("prompt.wav", 0.1)
+    assert "--prompt-seconds" in fails("continue", "prompt.wav", "out.wav", "--seconds", 0.05)
+    assert "--prompt-seconds" in fails("continue", "prompt.wav", "out.wav", "--seconds", 1, "--prompt-seconds", "nan")
+    ok("encode", "prompt.wav", "prompt.safetensors")
+    assert "leaves nothing" in fails("continue", "prompt.safetensors", "out.wav", "--seconds", 0.05)
+    write_tone("short.wav", 0.001)
+    assert "top-level code" in fails("continue", "short.wav", "out.wav", "--seconds", 1)
+
+
+def test_bad_codes(fails):
+    write_codes("high.safetensors", (0, 0, 16), value=64)
+    write_codes("low.safetensors", (0, 0, 16), value=-1)
+    write_codes("two.safetensors", (0, 16))
+    write_codes("empty.safetensors", (0, 0, 0))
+    Path("corrupt.safetensors").write_bytes(b"codes")
+    Path("corrupt.pth.tar").write_bytes(b"codes")
+    for name in ("high", "low"):
+        assert "0 to 36" in fails("upsample", f"{name}.safetensors", "out.wav")
+        assert "0 to 36" in fails("decode", f"{name}.safetensors", "out.wav")
+    assert "2 levels" in fails("upsample", "two.safetensors", "out.wav")
+    for name in ("empty.safetensors", "corrupt.safetensors", "corrupt.pth.tar", "missing.safetensors"):
+        fails("upsample", name, "out.wav")
+        fails("continue", name, "out.wav", "--seconds", 1)
+        fails("decode", name, "out.wav")
+
+
+def test_resume_needs_a_run_with_its_weights(ok, fails, tiny_model):
+    assert "holds no run" in fails("resume", "nothere")
+    ok("sample", "a.wav", "--seconds", 0.03, "--level", 2)
+    path = Path("a.run/request.json")
+    request = json.loads(path.read_text())
+    path.write_text(json.dumps(request | {"fingerprint": "other"}))
+    assert "other weights" in fails("resume", "a.run")
+    path.write_text("{")
+    assert "cannot be read" in fails("resume", "a.run")
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(run_cli, ok, monkeypatch):
+    ok("sample", "whole.wav", "--seconds", SECONDS)
+    saves = []
+
+    def full(path, codes):
+        saves.append(path)
+        if len(saves) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save_codes(path, codes)
+
+    save_codes = runs.save_codes
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "save_codes", full)
+        code, _, err = run_cli("sample", "a.wav", "--seconds", SECONDS)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "No space left on device" in err
+    assert "fastjukebox resume a.run" in err
+    assert not Path("a.wav").exists()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(audio_module.os, "replace", full_replace(audio_module.os.replace))
+        code, _, err = run_cli("resume", "a.run")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "No space left on device; all codes are saved" in err
+    assert sorted(path.name for path in Path().iterdir()) == ["a.run", "whole.run", "whole.wav"]
+    ok("resume", "a.run")
+    assert Path("a.wav").read_bytes() == Path("whole.wav").read_bytes()
+
+
+def full_replace(replace):
+    def fail(source, target):
+        if Path(target).suffix == ".wav":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    return fail
+
+
+def command(*args):
+    """A subprocess's command line; the checkout is made importable as the tests do it."""
+    tests = str(Path(__file__).parents[1])
+    code = (
+        f"import sys; sys.path.insert(0, {tests!r}); import conftest, torch; torch.set_num_threads(1); "
+        "from fastjukebox.engine.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    return [sys.executable, "-c", code, *map(str, args)]
+
+
+def start_and_wait_for_codes(*args, codes):
+    """Starts a command and returns when the run has saved so many codes."""
+    process = subprocess.Popen(
+        command(*args),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A suite that runs in the background would hand on an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while process.poll() is None:
+        try:
+            if sum(tensor.shape[1] for tensor in runs.load_codes(Path("a.run/codes.safetensors"))) >= codes:
+                return process
+        except runs.RunError:
+            pass
+        time.sleep(0.005)
+    raise AssertionError(f"ended too early: {process.communicate()}")
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"), (signal.SIGKILL, -9, None)],
+    ids=["ctrl-c", "terminate", "kill"],
+)
+def test_a_stopped_run_resumes_to_the_same_bytes(tiny_model, ok, number, exit_code, word):
+    settings = ("--seconds", 0.04, "--hop-fraction", "0.25,0.125,0.125")
+    ok("sample", "whole.wav", *settings)
+    process = start_and_wait_for_codes("sample", "a.wav", *settings, "--model", tiny_model, codes=100)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == exit_code
+    if word:
+        assert err == f"fastjukebox: {word}; go on with: fastjukebox resume a.run\n"
+    assert not Path("a.wav").exists()
+    before = sum(tensor.shape[1] for tensor in runs.load_codes(Path("a.run/codes.safetensors")))
+    after = sum(tensor.shape[1] for tensor in runs.load_codes(Path("whole.run/codes.safetensors")))
+    assert 100 <= before < after
+    assert "wrote" in ok("resume", "a.run")
+    assert Path("a.wav").read_bytes() == Path("whole.wav").read_bytes()

@@ -1,0 +1,160 @@
+"""OpenAI files become our folders with every tensor in its place."""
+
+import dataclasses
+import sys
+import types
+
+import pytest
+import torch
+from fastjukebox.engine.checkpoint import load_config, load_prior, load_vqvae
+from fastjukebox.engine.config import (
+    PRESETS,
+    VQVAEConfig,
+)
+from fastjukebox.engine.openai_config import prior_config, vqvae_config
+from fastjukebox.engine.openai_format import convert, openai_name
+from fastjukebox.engine.openai_pickle import Model, read_model
+from fastjukebox.engine.patterns import Pattern
+from fastjukebox.engine.prior import Prior
+from fastjukebox.engine.vqvae import VQVAE
+from openai_files import (
+    PRESETS_OF_STACK,
+    PRIOR_CONFIGS,
+    STACK,
+    VQVAE_CONFIG,
+    VQVAE_HPS,
+    assert_same,
+    prior_hps,
+    prior_state,
+    save,
+    vqvae_state,
+)
+from safetensors.torch import load_file
+
+
+@pytest.mark.parametrize(
+    ("legacy", "module", "half", "with_hps"),
+    [
+        (False, False, False, False),
+        (False, False, True, True),
+        (False, True, True, False),
+        (True, False, False, True),
+        (True, True, False, False),
+        (True, True, True, True),
+    ],
+)
+def test_conversion_keeps_every_tensor(tmp_path, networks, legacy, module, half, with_hps):
+    vqvae, *priors = networks
+    optimizer = {"opt": {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}}
+    kind = {"legacy": legacy, "module": module, **optimizer}
+    paths = {
+        level: save(
+            tmp_path / f"level{level}",
+            # The names where gradient checkpointing was on, and where it was off.
+            prior_state(prior, "blocks" if level else "model", half),
+            prior_hps(level) if with_hps else None,
+            **kind,
+        )
+        for level, prior in enumerate(priors)
+    }
+    path = save(tmp_path / "vq", vqvae_state(vqvae), VQVAE_HPS if with_hps else None, **kind)
+    done = []
+    config = convert(
+        path,
+        paths,
+        tmp_path / "out",
+        presets=None if with_hps else PRESETS_OF_STACK,
+        progress=lambda *step: done.append(step),
+    )
+    assert config == load_config(tmp_path / "out") == STACK
+    assert done == [
+        (1, 4, "VQ-VAE"),
+        (2, 4, "level 0 prior"),
+        (3, 4, "level 1 prior"),
+        (4, 4, "level 2 prior"),
+    ]
+    assert_same(load_file(tmp_path / "out" / "vqvae.safetensors"), vqvae)
+    for level, prior in enumerate(priors):
+        assert_same(load_file(tmp_path / "out" / f"prior_{level}.safetensors"), prior, half)
+
+
+def test_a_converted_folder_gives_the_same_networks(tmp_path, files, networks):
+    convert(files, None, tmp_path / "out")
+    vqvae, *priors = networks
+    assert_same(load_vqvae(tmp_path / "out").state_dict(), vqvae)
+    codes = torch.randint(16, (2, 32))
+    for level, prior in enumerate(priors):
+        loaded = load_prior(tmp_path / "out", level)
+        cond = None if level == 2 else prior.condition(codes[:, :8])
+        assert torch.equal(loaded(codes, cond), prior(codes, cond))
+
+
+def test_the_dtype_can_be_chosen(tmp_path, files, networks):
+    convert(files, None, tmp_path / "out", dtype=torch.float16)
+    assert_same(load_file(tmp_path / "out" / "prior_2.safetensors"), networks[3], half=True)
+    # The codes that a VQ-VAE finds should not depend on a dtype.
+    assert_same(load_file(tmp_path / "out" / "vqvae.safetensors"), networks[0])
+
+
+def test_a_prior_beside_the_folder_replaces_the_one_in_it(tmp_path, files, networks):
+    other = dataclasses.replace(PRIOR_CONFIGS[2], depth=2)
+    path = save(tmp_path / "top", prior_state(Prior(other)), prior_hps(2, prior_depth=2))
+    assert convert(files, {2: path}, tmp_path / "out").priors == (*PRIOR_CONFIGS[:2], other)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_settings_in_the_dict_class_of_the_original_are_read(tmp_path, monkeypatch, networks, legacy):
+    module = types.ModuleType("jukebox.hparams")
+    module.Hyperparams = type("Hyperparams", (dict,), {"__module__": "jukebox.hparams"})
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "jukebox", types.ModuleType("jukebox"))
+        patch.setitem(sys.modules, "jukebox.hparams", module)
+        hps = module.Hyperparams(VQVAE_HPS, inner=module.Hyperparams(a=1))
+        path = save(tmp_path / "vq", vqvae_state(networks[0]), hps, legacy=legacy)
+    hps = read_model(path).hps
+    assert (hps["downs_t"], hps["l_bins"], hps["bandwidth"]) == ((2, 2, 1), 16, {"l2": 0.25, "spec": 2.0})
+    assert dict(hps["inner"]) == {"a": 1}
+    assert vqvae_config(read_model(path))[0] == VQVAE_CONFIG
+
+
+def test_all_settings_reach_the_config():
+    hps = {
+        **VQVAE_HPS,
+        "hvqvae_multipliers": None,
+        "dilation_cycle": 2,
+        "vqvae_reverse_decoder_dilation": False,
+        "sr": 22050,
+    }
+    config, _ = vqvae_config(Model("file", {}, hps))
+    assert (config.multipliers, config.dilation_cycle, config.reverse_decoder_dilation) == ((1, 1, 1), 2, False)
+    assert config.sample_rate == 22050
+    hps = prior_hps(2, attn_order=9, m_attn=0.5, m_mlp=2, res_scale=True, blocks=8, prior_depth=1)
+    config, _ = prior_config(Model("file", {"prior.transformer._attn_mods.0.ln_0.bias": torch.ones(1)}, hps), 2, config)
+    assert (config.attn_width, config.mlp_width, config.scale_residual, config.row_len) == (8, 32, True, 4)
+    assert config.pattern_cycle[2:] == (Pattern.PREVIOUS_ROW, Pattern.DENSE)
+
+
+@pytest.mark.parametrize("name", ["upsampler-0-72", "upsampler-1-18", "top-24", "top-5"])
+def test_without_settings_the_published_size_of_that_depth_is_taken(name):
+    family, _, depth = name.rpartition("-")
+    config = dataclasses.replace(PRESETS[f"{family}-72"], depth=int(depth))
+    with torch.device("meta"):
+        model = Model("file", prior_state(Prior(config)), {})
+    assert prior_config(model, config.level, VQVAEConfig())[0] == config
+
+
+def names(network, config):
+    return {openai_name(name, config) for name in network.state_dict()}
+
+
+def test_names_are_those_of_the_published_vqvae():
+    with torch.device("meta"):
+        network = VQVAE(VQVAEConfig())
+    found = names(network, network.config)
+    assert {
+        "encoders.2.level_blocks.0.model.3.weight",
+        "encoders.0.level_blocks.0.model.2.1.model.7.model.3.bias",
+        "decoders.1.level_blocks.1.model.2.0.model.3.model.1.weight",
+        "decoders.1.level_blocks.1.model.2.1.weight",
+    } <= found
+    assert found == set(vqvae_state(network))

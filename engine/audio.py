@@ -38,22 +38,27 @@ def read_audio(source: AudioLike, sample_rate: int, source_rate: int | None = No
         name = str(source)
         try:
             samples, source_rate = soundfile.read(name, dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, OSError) as error:
+        # A TypeError where the ending names a format without a header.
+        except (soundfile.LibsndfileError, OSError, TypeError) as error:
             reason = "no such file" if not Path(source).exists() else str(error)
             raise AudioError(f"cannot read audio from {name}: {reason}") from None
         samples = samples.mean(axis=1)[None]
     else:
         name = "the audio given"
-        samples = source.detach().cpu().numpy() if isinstance(source, Tensor) else np.asarray(source)
+        if isinstance(source, Tensor):
+            # NumPy has no BF16.
+            source = (source.float() if source.is_floating_point() else source).detach().cpu().numpy()
+        samples = np.asarray(source)
         if samples.dtype.kind not in "iuf" or samples.ndim not in (1, 2):
             raise AudioError(
                 f"audio must be float samples [samples] or [items, samples], not {samples.dtype} {samples.shape}"
             )
         if samples.dtype.kind in "iu":
-            # Integer PCM spans its type's range.
-            samples = samples / float(np.iinfo(samples.dtype).max + 1)
+            # Integer PCM spans its type's range; unsigned PCM has its zero in the middle.
+            half = 2.0 ** (8 * samples.dtype.itemsize - 1)
+            samples = samples / half - (samples.dtype.kind == "u")
         samples = np.atleast_2d(samples.astype(np.float32))
-    if not samples.shape[1]:
+    if not samples.size:
         raise AudioError(f"{name} holds no samples")
     if not np.isfinite(samples).all():
         raise AudioError(f"{name} holds NaN or infinite samples")

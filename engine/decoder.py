@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import native, philox, reference
+from . import graph_decoder
 from .kv_cache import KVCache
 from .prior import Prior
 
@@ -141,7 +142,10 @@ def _native_missing(device: torch.device, dtype: torch.dtype) -> str | None:
 BACKENDS = (
     Backend("native", _native, _native_missing),
     Backend("eager", EagerDecoder, lambda device, dtype: None),
+    # TODO: first of all, once `pytest -m gpu` has passed on a GPU.
+    Backend("triton", graph_decoder.GraphDecoder, graph_decoder.missing),
     Backend("native-int8", _native_int8, _native_missing),
+    Backend("triton-int8", graph_decoder.int8_decoder, graph_decoder.missing),
 )
 
 

@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from .decoder import WindowTask
 
 
-def missing(device: torch.device) -> str | None:
-    """Why this decoder cannot run on `device`, or None."""
+def missing(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this decoder cannot run priors in `dtype` on `device`, or None."""
     if device.type != "cuda":
         return "it needs an NVIDIA GPU"
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
+    if dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
+        return "bfloat16 needs compute capability 8.0"
     return None
 
 
@@ -115,11 +117,12 @@ class GraphDecoder:
             self.cond = None
         else:
             if self.frame_cond is None:
-                self.frame_cond = torch.empty_like(frame_cond, memory_format=torch.contiguous_format)
+                self.frame_cond = torch.zeros_like(frame_cond, memory_format=torch.contiguous_format)
             self.cond = self.frame_cond
         if device.type == "cuda":
             # The recording runs a step, which leaves its traces in the buffers.
-            self._record()
+            with torch.cuda.device(device):
+                self._record()
         if self.cond is not None and frame_cond is not None:
             self.cond.copy_(frame_cond)
         self.task, self.pos = task, pos
@@ -151,18 +154,22 @@ class GraphDecoder:
             # The host stays one call ahead: the GPU has work, and progress tells what was done.
             self.behind.synchronize()
         if self.prior.device.type == "cuda":
-            several, one = (self.graphs[self.cond is not None, steps] for steps in (self.steps_per_graph, 1))
-            for _ in range((stop - start) // self.steps_per_graph):
-                several.replay()
-            for _ in range((stop - start) % self.steps_per_graph):
-                one.replay()
-            self.behind = torch.cuda.Event()
-            self.behind.record()
+            with torch.cuda.device(self.prior.device):
+                self._replay(stop - start)
         else:
             for _ in range(start, stop):
                 self._step()
         self.task.codes[:, start:stop] = self.codes[: len(self.task.codes), start:stop]
         self.pos = stop
+
+    def _replay(self, steps: int) -> None:
+        several, one = (self.graphs[self.cond is not None, count] for count in (self.steps_per_graph, 1))
+        for _ in range(steps // self.steps_per_graph):
+            several.replay()
+        for _ in range(steps % self.steps_per_graph):
+            one.replay()
+        self.behind = torch.cuda.Event()
+        self.behind.record()
 
     def _step(self) -> None:
         """One position of all lanes, the one that `positions` says."""
@@ -189,12 +196,16 @@ class GraphDecoder:
             key = (self.cond is not None, steps)
             if key in self.graphs:
                 continue
-            self.positions.zero_()
             # Compiles the kernels, which a recording must not.
+            self.positions.zero_()
             self._step()
-            torch.cuda.synchronize(self.prior.device)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 for _ in range(steps):
                     self._step()
             self.graphs[key] = graph
+
+
+def int8_decoder(prior: Prior, batch: int) -> GraphDecoder:
+    """The decoder with weight-only int8."""
+    return GraphDecoder(prior, batch, int8=True)

@@ -75,9 +75,6 @@ class Run:
             values = json.loads(path.read_text())
             if values["format"] != FORMAT:
                 raise RunError(f"{path} has format {values['format']}; this version reads format {FORMAT}")
-            for name in ("temperature", "top_k", "top_p", "hop_fraction"):
-                if isinstance(values["params"][name], list):
-                    values["params"][name] = tuple(values["params"][name])
             request = Request(params=SamplingParams(**values.pop("params")), **values)
         except FileNotFoundError:
             raise RunError(f"{folder} holds no run: there is no request.json in it") from None

@@ -64,6 +64,9 @@ class SamplingParams:
             ("hop_fraction", lambda value: 0 < value <= 1, "above 0 and at most 1"),
         ):
             value = getattr(self, name)
+            if isinstance(value, list):
+                value = tuple(value)
+                object.__setattr__(self, name, value)
             for one in value if isinstance(value, tuple) else () if value is None else (value,):
                 if not valid(one):
                     raise ValueError(f"{name} must be {rule}, not {one}")

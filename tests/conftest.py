@@ -1,5 +1,7 @@
-"""Makes `fastjukebox.engine` and its siblings importable from a bare checkout."""
+"""Makes `fastjukebox.engine` and its siblings importable from a bare checkout; without a GPU, Triton kernels run in its
+interpreter and tests marked `gpu` are skipped."""
 
+import os
 import sys
 import types
 from pathlib import Path
@@ -13,6 +15,33 @@ if "fastjukebox" not in sys.modules:
     package.__path__ = [str(ROOT)]
     sys.modules["fastjukebox"] = package
 
+# Triton reads this when a kernel is defined, that is, when a test module imports it.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+try:
+    from triton.runtime.interpreter import InterpretedFunction
+except ImportError:
+    pass
+else:
+    # The interpreter patches triton.language when a kernel starts, and again at each call of a device function inside
+    # it. Once per module and kernel is enough, and the rest is most of a test's time.
+    _patched = set()
+    _run, _call = InterpretedFunction.run, InterpretedFunction.__call__
+
+    def _run_kernel(self, *args, **kwargs):
+        _patched.clear()
+        return _run(self, *args, **kwargs)
+
+    def _call_device_function(self, *args, **kwargs):
+        module = self.fn.__module__
+        if module in _patched:
+            return self.rewrite()(*args, **kwargs)
+        _patched.add(module)
+        return _call(self, *args, **kwargs)
+
+    InterpretedFunction.run, InterpretedFunction.__call__ = _run_kernel, _call_device_function
+
 # pytest-xdist gives each core a worker of its own.
 torch.set_num_threads(1)
 
@@ -20,3 +49,10 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))

@@ -144,7 +144,7 @@ def test_a_window_sees_the_upper_codes_above_it_and_no_others(jukebox):
 
     before = sampled(top)
     for upper in range(24):
-        after = [sampled(torch.where(torch.arange(24) == upper, code, top)) for code in (3, 14, 25)]
+        after = [sampled(torch.where(torch.arange(24) == upper, code, top)) for code in (3, 25)]
         assert all(torch.equal(codes, before) for codes in after) == (upper < 16), upper
 
 

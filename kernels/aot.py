@@ -1,0 +1,199 @@
+"""Compile the kernels ahead of time, without a GPU, at the shapes that the presets launch.
+
+`python -m fastjukebox.kernels.aot --json bench/results/aot.json` writes what each needs on each architecture:
+registers per thread, shared memory per program, and stack and local memory per thread, which must be zero in the
+decode kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from . import fused
+from .attention_aot import attention_specializations
+from .packing import PackedWeight
+from .pattern_groups import Specialization
+from .reference import attention_parts
+
+ARCHITECTURES = (60, 70, 75, 80, 90, 100)
+
+
+class Shape(NamedTuple):
+    """The sizes of a prior that its kernels depend on."""
+
+    width: int
+    heads: int
+    head_dim: int
+    mlp_width: int
+    context_len: int
+    num_rows: int
+    codebook_size: int
+    conditioned: bool
+
+
+# Every shape of `engine.config.PRESETS`; depth and level do not matter.
+SHAPES = {
+    "upsampler": Shape(1920, 1, 480, 1920, 8192, 128, 2048, True),
+    "top": Shape(2048, 2, 256, 2048, 6144, 64, 2048, False),
+}
+STORED = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "int8": torch.int8,
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled kernel needs; shared memory in bytes per program, stack and local in bytes per thread."""
+
+    name: str
+    architecture: int
+    warps: int
+    registers: int
+    shared: int
+    stack: int
+    local: int
+
+
+def decode_specializations(name: str, shape: Shape, stored: str) -> Iterator[Specialization]:
+    """All kernels of a decode step of one item with weights stored as `stored`."""
+    int8 = stored == "int8"
+    weight_dtype = STORED[stored]
+    # Whatever is not quantized is FP16 beside int8.
+    dtype = torch.float16 if int8 else weight_dtype
+
+    def meta(*sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(sizes, dtype=dtype, device="meta")
+
+    def matrix(n_in: int, n_out: int) -> PackedWeight:
+        return PackedWeight(meta(n_out, n_in, dtype=weight_dtype).t(), meta(n_out) if int8 else None)
+
+    def named(op: str, launched: Any) -> Specialization:
+        return launched._replace(name=f"{op}/{name}/{stored}")
+
+    width, heads, head_dim, mlp_width, context, num_rows, size, conditioned = shape
+    attn_width, row_len = heads * head_dim, context // num_rows
+    x, hidden, positions = meta(1, width), meta(1, mlp_width), meta(1, dtype=torch.int64)
+    norm = meta(width, dtype=dtype), meta(width, dtype=dtype)
+    q, parts = meta(1, attn_width), ()
+    for pattern, slots in (("row", row_len), ("column", context), ("previous_row", 2 * row_len)):
+        kv = meta(2, 1, heads, slots, head_dim, dtype=dtype)
+        count, _ = attention_parts(pattern, row_len, slots)
+        parts = meta(1, count, heads, head_dim), meta(1, count, heads), meta(1, count, heads)
+        qkv, bias = matrix(width, 3 * attn_width), meta(3 * attn_width, dtype=dtype)
+        where = pattern, row_len
+        launched = fused.norm_qkv(q, kv, x, positions, *norm, qkv.weight, bias, qkv.scale, *where)
+        yield named(f"norm_qkv[{pattern}]", launched)
+        yield named(f"cache_attention[{pattern}]", fused.cache_attention(*parts, q, kv, positions, *where))
+        proj, bias = matrix(attn_width, width), meta(width, dtype=dtype)
+        launched = fused.project_attention(x, *parts, x, proj.weight, bias, proj.scale)
+        yield named(f"project_attention[{count} parts]", launched)
+    up, bias = matrix(width, mlp_width), meta(mlp_width, dtype=dtype)
+    yield named("norm_up", fused.norm_up(hidden, x, *norm, up.weight, bias, up.scale))
+    down, bias = matrix(mlp_width, width), meta(width, dtype=dtype)
+    yield named("down_residual", fused.down_residual(x, hidden, x, x, down.weight, bias, down.scale))
+    head, logits = matrix(width, size), meta(1, size)
+    cond = meta(1, context, width, dtype=dtype) if conditioned else None
+    yield named("head_logits", fused.head_logits(logits, x, cond, positions, *head))
+    codes, items, key = (meta(*sizes, dtype=torch.int64) for sizes in ((1, context), (1,), (4,)))
+    embeddings = meta(size, width, dtype=dtype), meta(context, width, dtype=dtype)
+    yield named("sample_step", fused.sample_step(codes, x, positions, logits, items, key, meta(3), *embeddings, cond))
+
+
+def compile_one(specialization: Specialization, architecture: int) -> Resources:
+    """Compile for one architecture (90: sm_90) and read the result's resource usage out of the binary.
+
+    Programmatic dependent launch is part of the kernels from sm_90 on.
+    """
+    constants = dict(specialization.constexprs)
+    if "PDL" in specialization.kernel.arg_names:
+        constants["PDL"] = architecture >= 90
+    source = ASTSource(specialization.kernel, specialization.signature, constants, specialization.attrs)
+    target = GPUTarget("cuda", architecture, 32)
+    compiled = triton.compile(source, target=target, options=dict(specialization.options))
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        used = _resource_usage(file.name)
+    return Resources(
+        specialization.name,
+        architecture,
+        specialization.options.get("num_warps", 4),
+        used["REG"],
+        max(used["SHARED"], compiled.metadata.shared),
+        used["STACK"],
+        used["LOCAL"],
+    )
+
+
+def _resource_usage(cubin: str) -> dict[str, int]:
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    text = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
+    line = next(line for line in text.splitlines() if "REG:" in line)
+    return {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", line)}
+
+
+def specializations(architecture: int, name: str, stored: str, attention: bool = True) -> list[Specialization]:
+    """What to compile for one shape; what two patterns share comes once. No BF16 before sm_80."""
+    if stored == "bf16" and architecture < 80:
+        return []
+    shape = SHAPES[name]
+    found = {one.name: one for one in decode_specializations(name, shape, stored)}
+    if attention and stored != "int8":
+        row_len = shape.context_len // shape.num_rows
+        sizes = row_len, shape.num_rows, shape.head_dim, STORED[stored], architecture
+        found |= {one.name: one for one in attention_specializations(name, *sizes)}
+    return list(found.values())
+
+
+def _compile_all(architecture: int, name: str, stored: str, attention: bool) -> list[Resources]:
+    return [compile_one(one, architecture) for one in specializations(architecture, name, stored, attention)]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m fastjukebox.kernels.aot", description="Compile the kernels, without a GPU."
+    )
+    parser.add_argument("--json", type=Path, help="where to write the table")
+    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
+    parser.add_argument("--shape", nargs="+", default=tuple(SHAPES), choices=SHAPES)
+    parser.add_argument("--stored", nargs="+", default=tuple(STORED), choices=STORED)
+    parser.add_argument("--decode-only", action="store_true", help="leave out prefill attention and distillation")
+    parser.add_argument("--jobs", type=int, default=1)
+    options = parser.parse_args(arguments)
+    kinds = [(a, s, k, not options.decode_only) for a in options.arch for s in options.shape for k in options.stored]
+    table: list[Resources] = []
+    with ProcessPoolExecutor(options.jobs) as pool:
+        for found in pool.map(_compile_all, *zip(*kinds, strict=True)):
+            for one in found:
+                table.append(one)
+                print(
+                    f"sm_{one.architecture:<4} {one.name:44} {one.registers:4} registers {one.shared:6} B shared "
+                    f"{one.stack:3} stack {one.local:3} local",
+                    flush=True,
+                )
+    if options.json:
+        rows = {"triton": triton.__version__, "kernels": [asdict(one) for one in table]}
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""attention_distance for groups larger than a tile, in two kernels.
+
+distance_queries: one program computes the distance of BLOCK_Q queries of one group, head and batch item, their dq, and
+three numbers per query. distance_keys: one computes dk of BLOCK_K keys from those and all queries that see them. Both
+compute the maps again for each chunk of BLOCK_D elements of the head dim. FP32 but for the operands of the products.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .pattern_groups import LN_2, at_head, fold, key_blocks, load_tile, log_sum, members, scores, store_tile
+
+
+@triton.jit
+def both_scores(
+    q_rows,
+    teacher_q_rows,
+    q_valid,
+    q_member,
+    k_head,
+    teacher_k_head,
+    k_index,
+    k_valid,
+    k_member,
+    stride_t,
+    stride_teacher_t,
+    scale,
+    PATTERN: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Scores [queries, keys] of student and teacher."""
+    k_rows, teacher_k_rows = k_head + k_index * stride_t, teacher_k_head + k_index * stride_teacher_t
+    student = scores(q_rows, q_valid, q_member, k_rows, k_valid, k_member, 0, scale, PATTERN, HEAD_DIM, BLOCK_D)
+    teacher = scores(
+        teacher_q_rows, q_valid, q_member, teacher_k_rows, k_valid, k_member, 0, scale, PATTERN, HEAD_DIM, BLOCK_D
+    )
+    return student, teacher
+
+
+@triton.jit
+def distance_queries(
+    part_ptr,  # [B, H, T] FP32
+    dq_ptr,  # [B, T, H, D], contiguous, written if GRADIENT
+    stats_ptr,  # [3, B, H, T] FP32: both log-sums in base 2 and the sum of p (p - p_teacher), written if GRADIENT
+    q_ptr,  # [B, T, H, D]
+    k_ptr,  # [B, T, H, D], with the strides of q
+    teacher_q_ptr,  # [B, T, H, D]
+    teacher_k_ptr,  # [B, T, H, D], with the strides of teacher_q
+    stride_b,
+    stride_t,
+    stride_h,
+    stride_teacher_b,
+    stride_teacher_t,
+    stride_teacher_h,
+    row_len,
+    length,
+    num_members,
+    scale,
+    PATTERN: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GRADIENT: tl.constexpr,
+):
+    query_blocks = tl.cdiv(num_members, BLOCK_Q)
+    group, block = tl.program_id(0) // query_blocks, tl.program_id(0) % query_blocks
+    key_group = group - 1 if PATTERN == "previous_row" else group
+    heads, positions = tl.num_programs(1), length.to(tl.int64)
+    k_head = at_head(k_ptr, stride_b, stride_h)
+    teacher_k_head = at_head(teacher_k_ptr, stride_teacher_b, stride_teacher_h)
+    q_member, q_index, q_valid = members(group, block, row_len, 0, length, PATTERN, BLOCK_Q)
+    q_rows = at_head(q_ptr, stride_b, stride_h) + q_index * stride_t
+    teacher_q_rows = at_head(teacher_q_ptr, stride_teacher_b, stride_teacher_h) + q_index * stride_teacher_t
+
+    top, total = tl.full([BLOCK_Q], float("-inf"), tl.float32), tl.zeros([BLOCK_Q], tl.float32)
+    teacher_top, teacher_total = top, total
+    blocks = key_blocks(block, num_members, 0, PATTERN, BLOCK_Q, BLOCK_K)
+    for key_block in range(blocks):
+        k_member, k_index, k_valid = members(key_group, key_block, row_len, 0, length, PATTERN, BLOCK_K)
+        student, teacher = both_scores(
+            q_rows,
+            teacher_q_rows,
+            q_valid,
+            q_member,
+            k_head,
+            teacher_k_head,
+            k_index,
+            k_valid,
+            k_member,
+            stride_t,
+            stride_teacher_t,
+            scale,
+            PATTERN,
+            HEAD_DIM,
+            BLOCK_D,
+        )
+        top, total = fold(student, top, total)
+        teacher_top, teacher_total = fold(teacher, teacher_top, teacher_total)
+    log_total, teacher_log_total = log_sum(top, total), log_sum(teacher_top, teacher_total)
+
+    distance, inner = tl.zeros([BLOCK_Q], tl.float32), tl.zeros([BLOCK_Q], tl.float32)
+    for key_block in range(blocks):
+        k_member, k_index, k_valid = members(key_group, key_block, row_len, 0, length, PATTERN, BLOCK_K)
+        student, teacher = both_scores(
+            q_rows,
+            teacher_q_rows,
+            q_valid,
+            q_member,
+            k_head,
+            teacher_k_head,
+            k_index,
+            k_valid,
+            k_member,
+            stride_t,
+            stride_teacher_t,
+            scale,
+            PATTERN,
+            HEAD_DIM,
+            BLOCK_D,
+        )
+        p = tl.exp2(student - log_total[:, None])
+        difference = p - tl.exp2(teacher - teacher_log_total[:, None])
+        distance += tl.sum(difference * difference, axis=1)
+        inner += tl.sum(p * difference, axis=1)
+    tl.store(at_head(part_ptr, positions * heads, positions) + q_index, distance, mask=q_valid)
+
+    if GRADIENT:
+        stats = at_head(stats_ptr, positions * heads, positions) + q_index
+        one_stat = positions * heads * tl.num_programs(2)
+        tl.store(stats, log_total, mask=q_valid)
+        tl.store(stats + one_stat, teacher_log_total, mask=q_valid)
+        tl.store(stats + 2 * one_stat, inner, mask=q_valid)
+        dq_rows = at_head(dq_ptr, positions * heads * HEAD_DIM, HEAD_DIM) + q_index * heads * HEAD_DIM
+        for start in range(0, HEAD_DIM, BLOCK_D):
+            dq = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+            for key_block in range(blocks):
+                k_member, k_index, k_valid = members(key_group, key_block, row_len, 0, length, PATTERN, BLOCK_K)
+                student, teacher = both_scores(
+                    q_rows,
+                    teacher_q_rows,
+                    q_valid,
+                    q_member,
+                    k_head,
+                    teacher_k_head,
+                    k_index,
+                    k_valid,
+                    k_member,
+                    stride_t,
+                    stride_teacher_t,
+                    scale,
+                    PATTERN,
+                    HEAD_DIM,
+                    BLOCK_D,
+                )
+                p = tl.exp2(student - log_total[:, None])
+                difference = p - tl.exp2(teacher - teacher_log_total[:, None])
+                ds = (2.0 * p * (difference - inner[:, None])).to(q_ptr.dtype.element_ty)
+                k = load_tile(k_head + k_index * stride_t, k_valid, start, HEAD_DIM, BLOCK_D)
+                dq = tl.dot(ds, k, dq, input_precision="ieee")
+            store_tile(dq_rows, q_valid, start, dq * (scale * LN_2), HEAD_DIM, BLOCK_D)
+
+
+@triton.jit
+def distance_keys(
+    dk_ptr,  # [B, T, H, D], contiguous
+    stats_ptr,  # [3, B, H, T] FP32, see distance_queries
+    q_ptr,  # [B, T, H, D]
+    k_ptr,  # [B, T, H, D], with the strides of q
+    teacher_q_ptr,  # [B, T, H, D]
+    teacher_k_ptr,  # [B, T, H, D], with the strides of teacher_q
+    stride_b,
+    stride_t,
+    stride_h,
+    stride_teacher_b,
+    stride_teacher_t,
+    stride_teacher_h,
+    row_len,
+    length,
+    num_members,
+    scale,
+    PATTERN: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    blocks = tl.cdiv(num_members, BLOCK_K)
+    group, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    key_group = group - 1 if PATTERN == "previous_row" else group
+    heads, positions = tl.num_programs(1), length.to(tl.int64)
+    q_head, k_head = at_head(q_ptr, stride_b, stride_h), at_head(k_ptr, stride_b, stride_h)
+    teacher_q_head = at_head(teacher_q_ptr, stride_teacher_b, stride_teacher_h)
+    teacher_k_head = at_head(teacher_k_ptr, stride_teacher_b, stride_teacher_h)
+    stats_head = at_head(stats_ptr, positions * heads, positions)
+    one_stat = positions * heads * tl.num_programs(2)
+    k_member, k_index, k_valid = members(key_group, block, row_len, 0, length, PATTERN, BLOCK_K)
+    dk_rows = at_head(dk_ptr, positions * heads * HEAD_DIM, HEAD_DIM) + k_index * heads * HEAD_DIM
+    first_block = 0
+    if PATTERN != "previous_row":
+        first_block = block * BLOCK_K // BLOCK_Q
+    for start in range(0, HEAD_DIM, BLOCK_D):
+        dk = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+        for query_block in range(first_block, tl.cdiv(num_members, BLOCK_Q)):
+            q_member, q_index, q_valid = members(group, query_block, row_len, 0, length, PATTERN, BLOCK_Q)
+            q_rows, teacher_q_rows = q_head + q_index * stride_t, teacher_q_head + q_index * stride_teacher_t
+            student, teacher = both_scores(
+                q_rows,
+                teacher_q_rows,
+                q_valid,
+                q_member,
+                k_head,
+                teacher_k_head,
+                k_index,
+                k_valid,
+                k_member,
+                stride_t,
+                stride_teacher_t,
+                scale,
+                PATTERN,
+                HEAD_DIM,
+                BLOCK_D,
+            )
+            stats = stats_head + q_index
+            log_total = tl.load(stats, mask=q_valid, other=0.0)
+            teacher_log_total = tl.load(stats + one_stat, mask=q_valid, other=0.0)
+            inner = tl.load(stats + 2 * one_stat, mask=q_valid, other=0.0)
+            p = tl.exp2(student - log_total[:, None])
+            difference = p - tl.exp2(teacher - teacher_log_total[:, None])
+            ds = (2.0 * p * (difference - inner[:, None])).to(q_ptr.dtype.element_ty)
+            q = load_tile(q_rows, q_valid, start, HEAD_DIM, BLOCK_D)
+            dk = tl.dot(tl.trans(ds), q, dk, input_precision="ieee")
+        store_tile(dk_rows, k_valid, start, dk * (scale * LN_2), HEAD_DIM, BLOCK_D)

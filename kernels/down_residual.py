@@ -1,0 +1,84 @@
+"""The MLP's second projection and both residuals of a decode step.
+
+One program computes BLOCK_N of the outputs (see gemv). Products and sums are FP32. `out` may be `x` itself: an
+element is read by the program that writes it.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .gemv import gemv, load_outputs, load_rows, tile
+from .launch import launch
+from .pattern_groups import Specialization
+
+
+@triton.jit(do_not_specialize=["batch"])
+def _down_residual(
+    out_ptr,  # [B, N_OUT]
+    hidden_ptr,  # [B, N_IN]
+    x_ptr,  # [B, N_OUT]
+    h_ptr,  # [B, N_OUT]
+    weight_ptr,  # [N_OUT, N_IN]
+    bias_ptr,  # [N_OUT]
+    scale_ptr,  # [N_OUT] or None
+    batch,
+    res_scale,
+    N_IN: tl.constexpr,
+    N_OUT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    if PDL:
+        gdc_launch_dependents()
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    weights = load_rows(weight_ptr, row, 0, N_IN, N_OUT, BLOCK_K)
+    bias = load_outputs(bias_ptr, row, N_OUT)
+    scale = None if scale_ptr is None else load_outputs(scale_ptr, row, N_OUT)
+    if PDL:
+        gdc_wait()
+    start = tl.program_id(1) * GROUP
+    for item in tl.range(start, tl.minimum(start + GROUP, batch), disable_licm=True):  # pyright: ignore[reportGeneralTypeIssues]
+        y = gemv(hidden_ptr + item * N_IN, weight_ptr, weights, row, item, N_IN, N_OUT, BLOCK_K)
+        if scale is not None:
+            y *= scale
+        x = load_outputs(x_ptr + item * N_OUT, row, N_OUT)
+        h = load_outputs(h_ptr + item * N_OUT, row, N_OUT)
+        # h - x is the attention's branch, y + bias the MLP's.
+        y = x + res_scale * ((h - x) + (y + bias))
+        tl.store(out_ptr + item * N_OUT + row, y.to(out_ptr.dtype.element_ty), mask=row < N_OUT)
+
+
+def down_residual(
+    out: Tensor,
+    hidden: Tensor,
+    x: Tensor,
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    res_scale: float = 1.0,
+) -> Specialization | None:
+    """out [B, W] = x + res_scale * (h - x + hidden weight + bias): a layer's result from its input x, h = x + attention
+    and the MLP's hidden state [B, M].
+
+    weight: [M, W]; scale: [W] FP32 for int8 weights, otherwise None. `out` may be `x`.
+    """
+    batch, n_out = x.shape
+    if weight.shape != (hidden.shape[1], n_out) or out.shape != x.shape or h.shape != x.shape:
+        raise ValueError(f"out {tuple(out.shape)} of x {tuple(x.shape)}, h {tuple(h.shape)}, {tuple(weight.shape)}")
+    size = tile(weight, batch, scale)
+    return launch(
+        _down_residual,
+        size.grid,
+        *(out, hidden, x, h, weight, bias, scale, batch, float(res_scale)),
+        num_warps=size.num_warps,
+        N_IN=hidden.shape[1],
+        N_OUT=n_out,
+        **size.constants,
+    )

@@ -1,0 +1,19 @@
+"""The operations of a decode step in Triton, by the names and signatures of `reference`."""
+
+from .cache_attention import cache_attention
+from .down_residual import down_residual
+from .head_logits import head_logits
+from .norm_qkv import norm_qkv
+from .norm_up import norm_up
+from .project_attention import project_attention
+from .sample_step import sample_step
+
+__all__ = [
+    "cache_attention",
+    "down_residual",
+    "head_logits",
+    "norm_qkv",
+    "norm_up",
+    "project_attention",
+    "sample_step",
+]

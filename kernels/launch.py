@@ -1,0 +1,50 @@
+"""Launching the decode kernels: one call for a GPU, for the interpreter, and for compiling ahead of time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .pattern_groups import Specialization, capability
+
+TYPES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.int8: "i8",
+    torch.int64: "i64",
+}
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, **constants: Any) -> Specialization | None:
+    """Run `kernel` over `grid` with `constants` for its constexpr parameters, PDL aside, which is added here.
+
+    From sm_90 on the kernels run with programmatic dependent launch: a kernel starts while the one before it still
+    runs, fetches what no kernel writes (its weights), and waits for that one's end before it touches anything else.
+    On meta tensors nothing runs; what would have run is returned, for compilation ahead of time.
+    """
+    tensor = args[0]
+    if tensor.device.type == "meta":
+        return specialization(kernel, args, constants, num_warps)
+    pdl = capability(tensor) >= 90
+    options = {"launch_pdl": True} if pdl else {}
+    # Products and sums may become one instruction: the kernels sum in FP32, and a rounding less harms nothing.
+    kernel[grid](*args, **constants, PDL=pdl, num_warps=num_warps, enable_fp_fusion=True, **options)
+    return None
+
+
+def specialization(kernel: Any, args: tuple[Any, ...], constants: dict[str, Any], num_warps: int) -> Specialization:
+    """What Triton compiles for these arguments; tensors lie at multiples of 16 bytes. Name and PDL are left open."""
+    signature, fixed, attrs = {}, dict(constants), {}
+    for index, (name, value) in enumerate(zip(kernel.arg_names, args, strict=False)):
+        if value is None:
+            signature[name], fixed[name] = "constexpr", None
+        elif isinstance(value, Tensor):
+            signature[name] = f"*{TYPES[value.dtype]}"
+            attrs[(index,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
+    signature |= dict.fromkeys((*constants, "PDL"), "constexpr")
+    return Specialization("", kernel, signature, fixed, {"num_warps": num_warps, "enable_fp_fusion": True}, attrs)

@@ -1,0 +1,122 @@
+"""LayerNorm, query-key-value projection and cache append of a decode step.
+
+One program computes BLOCK_N of the 3 A outputs (see gemv) and writes queries to a buffer, keys and values to the
+cache slot of the item's position. Statistics, products and sums are FP32.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .cache_slots import slot
+from .gemv import load_outputs, load_rows, load_vector, norm_gemv, tile
+from .launch import launch
+from .pattern_groups import Specialization
+
+
+@triton.jit(do_not_specialize=["batch"])
+def _norm_qkv(
+    q_ptr,  # [B, H D]
+    kv_ptr,  # [2, B, H, SLOTS, D]
+    x_ptr,  # [B, N_IN]
+    positions_ptr,  # [B]
+    ln_weight_ptr,  # [N_IN]
+    ln_bias_ptr,  # [N_IN]
+    weight_ptr,  # [3 H D, N_IN]
+    bias_ptr,  # [3 H D]
+    scale_ptr,  # [3 H D] or None
+    batch,
+    eps,
+    PATTERN: tl.constexpr,
+    ROW_LEN: tl.constexpr,
+    SLOTS: tl.constexpr,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    N_IN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    ATTN_WIDTH: tl.constexpr = HEADS * HEAD_DIM
+    N_OUT: tl.constexpr = 3 * ATTN_WIDTH
+    if PDL:
+        gdc_launch_dependents()
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    weights = load_rows(weight_ptr, row, 0, N_IN, N_OUT, BLOCK_K)
+    ln_weight = load_vector(ln_weight_ptr, 0, N_IN, BLOCK_K)
+    ln_bias = load_vector(ln_bias_ptr, 0, N_IN, BLOCK_K)
+    bias = load_outputs(bias_ptr, row, N_OUT)
+    scale = None if scale_ptr is None else load_outputs(scale_ptr, row, N_OUT)
+    part = row // ATTN_WIDTH
+    head = row % ATTN_WIDTH // HEAD_DIM
+    if PDL:
+        gdc_wait()
+    start = tl.program_id(1) * GROUP
+    for item in tl.range(start, tl.minimum(start + GROUP, batch), disable_licm=True):  # pyright: ignore[reportGeneralTypeIssues]
+        y = norm_gemv(
+            x_ptr + item * N_IN,
+            ln_weight_ptr,
+            ln_bias_ptr,
+            weight_ptr,
+            ln_weight,
+            ln_bias,
+            weights,
+            row,
+            item,
+            eps,
+            N_IN,
+            N_OUT,
+            BLOCK_K,
+        )
+        if scale is not None:
+            y *= scale
+        y += bias
+        tl.store(q_ptr + item * ATTN_WIDTH + row, y.to(q_ptr.dtype.element_ty), mask=part == 0)
+        place = ((part - 1).to(tl.int64) * batch + item) * HEADS + head
+        place = place * SLOTS + slot(tl.load(positions_ptr + item), PATTERN, ROW_LEN, SLOTS)
+        kept = (part > 0) & (row < N_OUT)
+        tl.store(kv_ptr + place * HEAD_DIM + row % HEAD_DIM, y.to(kv_ptr.dtype.element_ty), mask=kept)
+
+
+def norm_qkv(
+    q: Tensor,
+    kv: Tensor,
+    x: Tensor,
+    positions: Tensor,
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    pattern: str,
+    row_len: int,
+    eps: float = 1e-5,
+) -> Specialization | None:
+    """Project LayerNorm(x) [B, W] by `weight` [W, 3 H D] to queries, written to `q` [B, H D], and to keys and values,
+    written to `kv` [2, B, H, slots, D] where `positions` [B] (int64) are kept.
+
+    scale: [3 H D] FP32 for int8 weights, otherwise None.
+    """
+    _, batch, heads, slots, head_dim = kv.shape
+    if q.shape != (batch, heads * head_dim) or weight.shape != (x.shape[1], 3 * heads * head_dim):
+        raise ValueError(
+            f"x {tuple(x.shape)}, weight {tuple(weight.shape)} and q {tuple(q.shape)} for {tuple(kv.shape)}"
+        )
+    size = tile(weight, batch, scale)
+    return launch(
+        _norm_qkv,
+        size.grid,
+        *(q, kv, x, positions, ln_weight, ln_bias, weight, bias, scale, batch, eps),
+        num_warps=size.num_warps,
+        PATTERN=pattern,
+        ROW_LEN=row_len,
+        SLOTS=slots,
+        HEADS=heads,
+        HEAD_DIM=head_dim,
+        N_IN=x.shape[1],
+        **size.constants,
+    )

@@ -1,0 +1,46 @@
+import pytest
+import torch
+from fastjukebox.kernels import fused
+from fastjukebox.tests.kernels.decode_case import assert_within_budget, draw, packed
+
+
+def make(batch=3, hidden=45, width=33, int8=False, res_scale=1.0):
+    weight, scale = packed(hidden, width, int8)
+    x = draw(batch, width, mean=3.0)
+    return {
+        "out": draw(batch, width),
+        "hidden": draw(batch, hidden, mean=1.0),
+        "x": x,
+        "h": x + draw(batch, width),
+        "weight": weight,
+        "bias": draw(width),
+        "scale": scale,
+        "res_scale": res_scale,
+    }
+
+
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "bf16", "int8"])
+@pytest.mark.parametrize("res_scale", [1.0, 1 / 72])
+def test_stored_dtypes(device, kind, res_scale):
+    args = make(int8=kind == "int8", res_scale=res_scale)
+    assert_within_budget("down_residual", args, ("out",), device, kind)
+
+
+def test_inputs_wider_than_a_block(device):
+    assert_within_budget("down_residual", make(2, 2100, 5), ("out",), device)
+
+
+def test_the_result_may_replace_the_input(device):
+    args = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in make().items()}
+    fused.down_residual(**args)
+    apart = args["out"]
+    fused.down_residual(**(args | {"out": args["x"]}))
+    assert torch.equal(args["x"], apart)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "bf16", "int8"])
+@pytest.mark.parametrize("width", [1920, 2048, 4800])
+def test_the_models_sizes(device, kind, width):
+    for batch in (1, 9):
+        assert_within_budget("down_residual", make(batch, width, width, kind == "int8"), ("out",), device, kind)

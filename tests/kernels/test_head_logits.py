@@ -1,0 +1,36 @@
+import pytest
+import torch
+from fastjukebox.tests.kernels.decode_case import assert_within_budget, draw, packed
+
+
+def make(positions=(0, 3, 5), width=33, size=37, int8=False, conditioned=True, context=6):
+    weight, scale = packed(width, size, int8)
+    batch = len(positions)
+    return {
+        "logits": draw(batch, size),
+        "x": draw(batch, width, mean=1.0),
+        "frame_cond": draw(batch, context, width) if conditioned else None,
+        "positions": torch.tensor(positions),
+        "weight": weight,
+        "scale": scale,
+    }
+
+
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "bf16", "int8"])
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_stored_dtypes(device, kind, conditioned):
+    args = make(int8=kind == "int8", conditioned=conditioned)
+    assert_within_budget("head_logits", args, ("logits",), device, kind)
+
+
+def test_inputs_wider_than_a_block(device):
+    assert_within_budget("head_logits", make(width=2100, size=5), ("logits",), device)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "bf16", "int8"])
+@pytest.mark.parametrize("width", [1920, 2048])
+def test_the_models_sizes(device, kind, width):
+    for positions in ((7,), range(9)):
+        args = make(positions, width, 2048, kind == "int8", context=16)
+        assert_within_budget("head_logits", args, ("logits",), device, kind)

@@ -1,0 +1,100 @@
+import pytest
+import torch
+import triton
+import triton.language as tl
+from fastjukebox.kernels import fused, philox, reference
+from fastjukebox.kernels.sample_step import random_bits
+from fastjukebox.tests.kernels.decode_case import draw
+
+SEED, LEVEL, OFFSET = 0xFEDCBA9876543210, 2, 2**31 + 12345
+
+
+@triton.jit
+def _words(out_ptr, noise_key_ptr, items_ptr, positions_ptr, BLOCK: tl.constexpr):
+    lane = tl.program_id(0)
+    bits = random_bits(noise_key_ptr, tl.load(items_ptr + lane), tl.load(positions_ptr + lane), BLOCK)
+    tl.store(out_ptr + lane * BLOCK + tl.arange(0, BLOCK), bits.to(tl.int64))
+
+
+def noise_key():
+    return torch.tensor([SEED & 0xFFFFFFFF, SEED >> 32, LEVEL, OFFSET])
+
+
+def test_random_bits_are_philox(device):
+    items, positions = torch.tensor([0, 2**31, 2**32 - 1]), torch.tensor([0, 1, 5000])
+    out = torch.full((3, 64), -1, device=device)
+    _words[(3,)](out, noise_key().to(device), items.to(device), positions.to(device), BLOCK=64)
+    for row in range(3):
+        one = slice(row, row + 1)
+        expected = philox.random_bits(SEED, items[one], LEVEL, positions[one] + OFFSET, 64)[0, 0]
+        assert torch.equal(out[row].cpu(), expected)
+
+
+def make(logits, positions=None, temperature=0.99, top_k=0, top_p=1.0, context=9, width=33, conditioned=True):
+    batch, size = logits.shape
+    return {
+        "codes": torch.full((batch, context), -1),
+        "x": torch.full((batch, width), float("nan")),
+        "positions": torch.arange(batch) if positions is None else torch.tensor(positions),
+        "logits": logits,
+        "items": torch.arange(batch) + 5,
+        "noise_key": noise_key(),
+        "filters": torch.tensor([temperature, float(top_k), top_p]),
+        "token_embedding": draw(size, width),
+        "pos_embedding": draw(context, width),
+        "frame_cond": draw(batch, context, width) if conditioned else None,
+    }
+
+
+def sample(module, args, device):
+    given = {
+        key: value.to(device, copy=True) if isinstance(value, torch.Tensor) else value for key, value in args.items()
+    }
+    module.sample_step(**given)
+    return {key: given[key].cpu() for key in ("codes", "x", "positions")}
+
+
+def assert_same(args, device):
+    found, expected = sample(fused, args, device), sample(reference, args, torch.device("cpu"))
+    for key in found:
+        # Sums of the same FP32 numbers in the same order.
+        assert torch.equal(found[key].nan_to_num(-7.0), expected[key].nan_to_num(-7.0)), key
+    return found
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(0.99, 0, 1.0), (0.5, 5, 1.0), (1.3, 0, 0.7), (1.0, 6, 0.6), (1.0, 1, 1.0), (1.0, 99, 0.01)],
+)
+def test_codes_and_next_inputs_equal_the_reference(device, temperature, top_k, top_p):
+    args = make(draw(3, 37, std=3.0), None, temperature, top_k, top_p)
+    found = assert_same(args, device)
+    assert (found["positions"] == args["positions"] + 1).all()
+
+
+def test_after_the_last_position_nothing_is_embedded(device):
+    found = assert_same(make(draw(2, 37), positions=(8, 3)), device)
+    assert found["x"][0].isnan().all()
+    assert found["x"][1].isfinite().all()
+
+
+def test_without_a_condition(device):
+    assert_same(make(draw(2, 37), conditioned=False), device)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(3, 1.0), (0, 0.5)])
+def test_codes_that_tie_with_the_last_one_kept_are_kept(device, top_k, top_p):
+    # 4 equal codes, of which 3, or half the mass, are asked for; the others are far below. Both zeros are equal.
+    logits = torch.full((13, 16), -20.0)
+    logits[:, ::4] = torch.tensor([0.0, -0.0, 0.0, -0.0])
+    args = make(logits, None, 1.0, top_k, top_p, context=13, width=2)
+    found = assert_same(args, device)
+    drawn = found["codes"][torch.arange(13), args["positions"]]
+    assert sorted(set(drawn.tolist())) == [0, 4, 8, 12]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (50, 1.0), (0, 0.9), (200, 0.9)])
+def test_the_models_sizes(device, top_k, top_p):
+    args = make(draw(64, 2048, std=3.0), range(64), 0.99, top_k, top_p, context=8192, width=1920)
+    assert_same(args, device)

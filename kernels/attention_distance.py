@@ -31,6 +31,8 @@ from .pattern_groups import (
     groups,
     load_tile,
     members,
+    run,
+    softmax,
     store_tile,
     strides,
     tiles,

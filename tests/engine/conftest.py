@@ -1,5 +1,6 @@
 """Fixtures for the engine's tests: random networks, and a whole model of them."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from fastjukebox.engine import VQVAE, JukeboxConfig, Prior, PriorConfig, VQVAEConfig, checkpoint
+from fastjukebox.engine.__main__ import main
 from fastjukebox.engine.config import ConditionerConfig
 from torch import nn
 
@@ -106,3 +108,46 @@ def files(tmp_path, networks):
     for level, prior in enumerate(priors):
         save(folder / f"prior_level_{level}.pth.tar", prior_state(prior), prior_hps(level))
     return folder
+
+
+@pytest.fixture
+def run_cli(tiny_model, capfd, tmp_path, monkeypatch):
+    """Runs a command on the tiny model, in a folder of its own; returns its exit code, stdout and stderr."""
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+
+    def run(command, *args):
+        model = ["--model", str(tiny_model)] if command not in ("resume", "convert") else []
+        code = main([command, *map(str, args), *model])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def ok(run_cli):
+    """Runs a command that must succeed, in silence on stderr; returns its stdout."""
+
+    def run(*args):
+        code, out, err = run_cli(*args)
+        assert (code, err) == (0, ""), err
+        return out
+
+    return run
+
+
+@pytest.fixture
+def fails(run_cli):
+    """Runs a command that must fail in the proper way and write no file; returns the message."""
+
+    def run(*args):
+        before = sorted(Path().rglob("*"))
+        code, out, err = run_cli(*args)
+        assert code == 2
+        assert out == ""
+        assert re.fullmatch(r"fastjukebox: error: [^\n]+\n", err), err
+        assert "Traceback" not in err
+        assert sorted(Path().rglob("*")) == before
+        return err
+
+    return run

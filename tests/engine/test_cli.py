@@ -1,73 +1,21 @@
-"""The command line from end to end, on a tiny stack with random weights: every command, every bad input, every stop."""
+"""The command line from end to end, on a tiny stack with random weights: every command, every bad input."""
 
-import errno
 import json
-import os
 import re
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from fastjukebox.engine import audio as audio_module
+from command_line import command
 from fastjukebox.engine import runs
 from fastjukebox.engine.__main__ import main
 
 RATE = 44100
 # Shorter than a window at every level, and no whole number of codes.
 SECONDS, SAMPLES = 0.02, 882
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(tmp_path, monkeypatch):
-    torch.set_num_threads(1)
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def run_cli(tiny_model, capfd):
-    """Runs a command on the tiny model; returns its exit code, stdout and stderr."""
-
-    def run(command, *args):
-        model = ["--model", str(tiny_model)] if command not in ("resume", "convert") else []
-        code = main([command, *map(str, args), *model])
-        return code, *capfd.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def ok(run_cli):
-    """Runs a command that must succeed, in silence on stderr; returns its stdout."""
-
-    def run(*args):
-        code, out, err = run_cli(*args)
-        assert (code, err) == (0, ""), err
-        return out
-
-    return run
-
-
-@pytest.fixture
-def fails(run_cli):
-    """Runs a command that must fail in the proper way and write no file; returns the message."""
-
-    def run(*args):
-        before = sorted(Path().rglob("*"))
-        code, out, err = run_cli(*args)
-        assert code == 2
-        assert out == ""
-        assert re.fullmatch(r"fastjukebox: error: [^\n]+\n", err), err
-        assert "Traceback" not in err
-        assert sorted(Path().rglob("*")) == before
-        return err
-
-    return run
 
 
 def read(path):
@@ -331,95 +279,3 @@ def test_resume_needs_a_run_with_its_weights(ok, fails, tiny_model):
     assert "other weights" in fails("resume", "a.run")
     path.write_text("{")
     assert "cannot be read" in fails("resume", "a.run")
-
-
-def test_a_full_disk_is_one_line_and_loses_nothing(run_cli, ok, monkeypatch):
-    ok("sample", "whole.wav", "--seconds", SECONDS)
-    saves = []
-
-    def full(path, codes):
-        saves.append(path)
-        if len(saves) > 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        save_codes(path, codes)
-
-    save_codes = runs.save_codes
-    with monkeypatch.context() as patch:
-        patch.setattr(runs, "save_codes", full)
-        code, _, err = run_cli("sample", "a.wav", "--seconds", SECONDS)
-    assert code == 2
-    assert err.count("\n") == 1
-    assert "No space left on device" in err
-    assert "fastjukebox resume a.run" in err
-    assert not Path("a.wav").exists()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(audio_module.os, "replace", full_replace(audio_module.os.replace))
-        code, _, err = run_cli("resume", "a.run")
-    assert code == 2
-    assert err.count("\n") == 1
-    assert "No space left on device; all codes are saved" in err
-    assert sorted(path.name for path in Path().iterdir()) == ["a.run", "whole.run", "whole.wav"]
-    ok("resume", "a.run")
-    assert Path("a.wav").read_bytes() == Path("whole.wav").read_bytes()
-
-
-def full_replace(replace):
-    def fail(source, target):
-        if Path(target).suffix == ".wav":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        replace(source, target)
-
-    return fail
-
-
-def command(*args):
-    """A subprocess's command line; the checkout is made importable as the tests do it."""
-    tests = str(Path(__file__).parents[1])
-    code = (
-        f"import sys; sys.path.insert(0, {tests!r}); import conftest, torch; torch.set_num_threads(1); "
-        "from fastjukebox.engine.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    )
-    return [sys.executable, "-c", code, *map(str, args)]
-
-
-def start_and_wait_for_codes(*args, codes):
-    """Starts a command and returns when the run has saved so many codes."""
-    process = subprocess.Popen(
-        command(*args),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A suite that runs in the background would hand on an ignored SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    while process.poll() is None:
-        try:
-            if sum(tensor.shape[1] for tensor in runs.load_codes(Path("a.run/codes.safetensors"))) >= codes:
-                return process
-        except runs.RunError:
-            pass
-        time.sleep(0.005)
-    raise AssertionError(f"ended too early: {process.communicate()}")
-
-
-@pytest.mark.parametrize(
-    ("number", "exit_code", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"), (signal.SIGKILL, -9, None)],
-    ids=["ctrl-c", "terminate", "kill"],
-)
-def test_a_stopped_run_resumes_to_the_same_bytes(tiny_model, ok, number, exit_code, word):
-    settings = ("--seconds", 0.04, "--hop-fraction", "0.25,0.125,0.125")
-    ok("sample", "whole.wav", *settings)
-    process = start_and_wait_for_codes("sample", "a.wav", *settings, "--model", tiny_model, codes=100)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == exit_code
-    if word:
-        assert err == f"fastjukebox: {word}; go on with: fastjukebox resume a.run\n"
-    assert not Path("a.wav").exists()
-    before = sum(tensor.shape[1] for tensor in runs.load_codes(Path("a.run/codes.safetensors")))
-    after = sum(tensor.shape[1] for tensor in runs.load_codes(Path("whole.run/codes.safetensors")))
-    assert 100 <= before < after
-    assert "wrote" in ok("resume", "a.run")
-    assert Path("a.wav").read_bytes() == Path("whole.wav").read_bytes()

@@ -17,9 +17,8 @@ from fastjukebox.engine import (
 )
 from fastjukebox.engine.config import ConditionerConfig
 from fastjukebox.engine.decoder import Backend, EagerDecoder, LevelSampling, WindowTask
-from fastjukebox.engine.runs import Run
 from fastjukebox.engine.sampler import Sampling
-from fastjukebox.kernels import philox
+from reference_sampler import kept, reference_codes
 
 RATE = 44100
 # Two windows at the top, four in the middle, ten at the bottom.
@@ -47,61 +46,6 @@ def assert_same(result, expected, items=slice(None)):
     for level, (codes, wanted) in enumerate(zip(result.codes, expected.codes, strict=True)):
         assert torch.equal(codes, wanted[items]), f"level {level}"
     assert torch.equal(result.audio, expected.audio[items])
-
-
-def kept(logits, temperature, top_k, top_p):
-    """Logits of one code / temperature, -inf for what may not be drawn."""
-    logits = logits / temperature
-    ranked = sorted(range(len(logits)), key=lambda code: -logits[code])
-    if top_k:
-        ranked = ranked[:top_k]
-    mass, keep = 0.0, []
-    weights = torch.tensor([logits[code] for code in ranked]).double().softmax(0)
-    for code, weight in zip(ranked, weights.tolist(), strict=True):
-        keep.append(code)
-        mass += weight
-        if mass > top_p:
-            break
-    filtered = torch.full_like(logits, float("-inf"))
-    filtered[keep] = logits[keep]
-    return filtered
-
-
-@torch.no_grad()
-def reference_codes(jukebox, params, known, found):
-    """Codes of every level by whole forward passes; `found` are followed where two codes tie within rounding.
-
-    Returns the codes, and the number of ties.
-    """
-    hops = params.per_level("hop_fraction", 3)
-    settings = [params.per_level(name, 3) for name in ("temperature", "top_k", "top_p")]
-    codes, ties = [tensor.clone() for tensor in known], 0
-    items = torch.arange(params.num_samples) + params.first_item
-    for level in (2, 1, 0):
-        prior = jukebox.prior(level)
-        size, length = prior.config.context_len, found[level].shape[1]
-        hop, start = int(hops[level] * size), 0
-        while codes[level].shape[1] < length:
-            start = min(start, max(0, length - size))
-            cond = None
-            if level < 2:
-                upper = codes[level + 1][:, start // 4 : (start + size) // 4]
-                cond = torch.cat([prior.conditioner(one[None]) for one in upper])
-            for pos in range(codes[level].shape[1], min(start + size, length)):
-                given = torch.cat([codes[level][:, start:pos], torch.zeros(len(items), 1, dtype=torch.long)], dim=1)
-                logits = prior(given, None if cond is None else cond[:, : given.shape[1]])[:, -1]
-                noise = philox.gumbel_noise(params.seed, items, level, torch.tensor([pos]), logits.shape[1])[:, 0]
-                chosen = []
-                for row, theirs in enumerate(found[level][:, pos].tolist()):
-                    scores = kept(logits[row], *(setting[level] for setting in settings)) + noise[row]
-                    ours = int(scores.argmax())
-                    if ours != theirs:
-                        assert scores[ours] - scores[theirs] < 1e-4, (level, pos, row)
-                        ties += 1
-                    chosen.append(theirs)
-                codes[level] = torch.cat([codes[level], torch.tensor(chosen)[:, None]], dim=1)
-            start += hop
-    return codes, ties
 
 
 @pytest.mark.parametrize(
@@ -204,67 +148,6 @@ def test_previews_are_the_upper_levels_of_the_whole(jukebox, whole):
 def test_audio_is_the_decoded_bottom_level(jukebox, whole):
     assert whole.audio.dtype == torch.float32
     assert torch.equal(whole.audio, jukebox.decode(whole.codes[0]))
-
-
-def test_streamed_chunks_join_to_the_whole_before_it_is_done(jukebox):
-    # Little to sample: all of the top levels are given, and most of the bottom.
-    length = 4240
-    codes = [torch.randint(37, (1, n)) for n in (1990, length // 4, length // 16)]
-    params = SamplingParams(seconds=(length * 8 - 77) / RATE, hop_fraction=1.0, top_k=3)
-    params = dataclasses.replace(params, num_samples=2)
-    seen, progress = [], []
-    for chunk in jukebox.stream(params, codes, progress=progress.append):
-        seen.append((chunk, progress[-1].done))
-    expected = jukebox.sample(params, codes)
-    assert torch.equal(torch.cat([chunk for chunk, _ in seen], dim=1), expected.audio)
-    assert [chunk.shape[1] for chunk, _ in seen] == [2048 * 8, 2048 * 8, 144 * 8 - 77]
-    total = progress[-1].total
-    assert total == 2 * (length - 1990)
-    # A chunk waits for the codes that the decoder looks at, and for the window that they are in.
-    assert seen[0][1] <= 2 * (2048 + 16 + 48 - 1990)
-    assert seen[1][1] < total
-
-
-def test_a_stream_shorter_than_a_chunk_is_one_chunk(jukebox, whole):
-    (chunk,) = jukebox.stream(dataclasses.replace(PARAMS, num_samples=3))
-    assert torch.equal(chunk, whole.audio)
-
-
-class Killed(BaseException):
-    pass
-
-
-def test_killed_after_any_number_of_windows_and_resumed_equals_undisturbed(jukebox, tmp_path, monkeypatch):
-    saved, save = [], Run.save
-    monkeypatch.setattr(Run, "save", lambda run, codes: (saved.append([c.clone() for c in codes]), save(run, codes))[1])
-    expected = jukebox.sample(FEW, run_dir=tmp_path / "run")
-    monkeypatch.undo()
-    # What stands on disk before the first window, and after each one.
-    assert len(saved) == 1 + 2 + 4 + 9
-    for codes in saved:
-        run = Run.open(tmp_path / "run")
-        run.save(codes)
-        assert_same(Jukebox.resume(tmp_path / "run"), expected)
-
-
-def test_killed_within_a_window_and_resumed_equals_undisturbed(jukebox, tmp_path):
-    params = dataclasses.replace(FEW, num_samples=3, batch_size=2)
-    expected = jukebox.sample(params)
-    for kill_at in (1, 400, 1000):
-
-        def killer(progress, kill_at=kill_at):
-            if progress.done >= kill_at:
-                raise Killed
-
-        folder = tmp_path / str(kill_at)
-        with pytest.raises(Killed):
-            jukebox.sample(params, run_dir=folder, progress=killer)
-        progress = []
-        assert_same(Jukebox.resume(folder, progress.append), expected)
-        # It went on, it did not begin again.
-        total = sum(codes.numel() for codes in expected.codes)
-        assert progress[-1].done == progress[-1].total <= total
-        assert (progress[-1].total < total) == (kill_at > 3 * 24)
 
 
 def test_items_and_seeds_have_their_own_noise(jukebox, whole):

@@ -47,6 +47,17 @@ def test_the_table_covers_every_preset():
     }
 
 
+DECODE = {
+    "norm_qkv",
+    "cache_attention",
+    "project_attention",
+    "norm_up",
+    "down_residual",
+    "head_logits",
+    "sample_step",
+}
+
+
 # One storage type for each architecture; `python -m fastjukebox.kernels.aot` compiles all of all.
 @pytest.mark.parametrize(
     ("architecture", "shape", "stored"), [(60, "upsampler", "fp16"), (80, "top", "bf16"), (90, "upsampler", "int8")]
@@ -57,17 +68,9 @@ def test_decode_kernels_compile_and_do_not_spill(tmp_path, architecture, shape, 
         f"aot.main(['--json', {str(path)!r}, '--arch', '{architecture}', '--shape', '{shape}', '--stored', '{stored}'])"
     )
     table = json.loads(path.read_text())["kernels"]
-    operations = {row["name"].split("/")[0].split("[")[0] for row in table}
-    assert operations == {
-        "norm_qkv",
-        "cache_attention",
-        "project_attention",
-        "norm_up",
-        "down_residual",
-        "head_logits",
-        "sample_step",
-    }
-    for row in table:
+    decode = [row for row in table if row["name"].split("/")[0].split("[")[0] in DECODE]
+    assert {row["name"].split("/")[0].split("[")[0] for row in decode} == DECODE
+    for row in decode:
         assert row["stack"] == row["local"] == 0, row
         assert 16 < row["registers"] < 255, row
         # What every architecture gives without asking.

@@ -1,0 +1,59 @@
+"""A sampler by whole forward passes, without cache, schedule or decoder: what `Jukebox.sample` must draw."""
+
+import torch
+from fastjukebox.kernels import philox
+
+
+def kept(logits, temperature, top_k, top_p):
+    """Logits of one code / temperature, -inf for what may not be drawn."""
+    logits = logits / temperature
+    ranked = sorted(range(len(logits)), key=lambda code: -logits[code])
+    if top_k:
+        ranked = ranked[:top_k]
+    mass, keep = 0.0, []
+    weights = torch.tensor([logits[code] for code in ranked]).double().softmax(0)
+    for code, weight in zip(ranked, weights.tolist(), strict=True):
+        keep.append(code)
+        mass += weight
+        if mass > top_p:
+            break
+    filtered = torch.full_like(logits, float("-inf"))
+    filtered[keep] = logits[keep]
+    return filtered
+
+
+@torch.no_grad()
+def reference_codes(jukebox, params, known, found):
+    """Codes of every level by whole forward passes; `found` are followed where two codes tie within rounding.
+
+    Returns the codes, and the number of ties.
+    """
+    hops = params.per_level("hop_fraction", 3)
+    settings = [params.per_level(name, 3) for name in ("temperature", "top_k", "top_p")]
+    codes, ties = [tensor.clone() for tensor in known], 0
+    items = torch.arange(params.num_samples) + params.first_item
+    for level in (2, 1, 0):
+        prior = jukebox.prior(level)
+        size, length = prior.config.context_len, found[level].shape[1]
+        hop, start = int(hops[level] * size), 0
+        while codes[level].shape[1] < length:
+            start = min(start, max(0, length - size))
+            cond = None
+            if level < 2:
+                upper = codes[level + 1][:, start // 4 : (start + size) // 4]
+                cond = torch.cat([prior.conditioner(one[None]) for one in upper])
+            for pos in range(codes[level].shape[1], min(start + size, length)):
+                given = torch.cat([codes[level][:, start:pos], torch.zeros(len(items), 1, dtype=torch.long)], dim=1)
+                logits = prior(given, None if cond is None else cond[:, : given.shape[1]])[:, -1]
+                noise = philox.gumbel_noise(params.seed, items, level, torch.tensor([pos]), logits.shape[1])[:, 0]
+                chosen = []
+                for row, theirs in enumerate(found[level][:, pos].tolist()):
+                    scores = kept(logits[row], *(setting[level] for setting in settings)) + noise[row]
+                    ours = int(scores.argmax())
+                    if ours != theirs:
+                        assert scores[ours] - scores[theirs] < 1e-4, (level, pos, row)
+                        ties += 1
+                    chosen.append(theirs)
+                codes[level] = torch.cat([codes[level], torch.tensor(chosen)[:, None]], dim=1)
+            start += hop
+    return codes, ties

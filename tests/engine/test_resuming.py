@@ -1,0 +1,58 @@
+"""Runs that were stopped anywhere, resumed: the same codes and audio as undisturbed."""
+
+import dataclasses
+
+import pytest
+import torch
+from fastjukebox.engine import Jukebox, SamplingParams
+from fastjukebox.engine.runs import Run
+
+FEW = SamplingParams(seconds=25 * 128 / 44100, hop_fraction=1.0)
+
+
+@pytest.fixture(scope="module")
+def jukebox(tiny_model):
+    return Jukebox.from_pretrained(tiny_model, backend="eager")
+
+
+def assert_same(result, expected):
+    for level, (codes, wanted) in enumerate(zip(result.codes, expected.codes, strict=True)):
+        assert torch.equal(codes, wanted), f"level {level}"
+    assert torch.equal(result.audio, expected.audio)
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_after_any_number_of_windows_and_resumed_equals_undisturbed(jukebox, tmp_path, monkeypatch):
+    saved, save = [], Run.save
+    monkeypatch.setattr(Run, "save", lambda run, codes: (saved.append([c.clone() for c in codes]), save(run, codes))[1])
+    expected = jukebox.sample(FEW, run_dir=tmp_path / "run")
+    monkeypatch.undo()
+    # What stands on disk before the first window, and after each one.
+    assert len(saved) == 1 + 2 + 4 + 9
+    for codes in saved:
+        run = Run.open(tmp_path / "run")
+        run.save(codes)
+        assert_same(Jukebox.resume(tmp_path / "run"), expected)
+
+
+def test_killed_within_a_window_and_resumed_equals_undisturbed(jukebox, tmp_path):
+    params = dataclasses.replace(FEW, num_samples=3, batch_size=2)
+    expected = jukebox.sample(params)
+    for kill_at in (1, 400, 1000):
+
+        def killer(progress, kill_at=kill_at):
+            if progress.done >= kill_at:
+                raise Killed
+
+        folder = tmp_path / str(kill_at)
+        with pytest.raises(Killed):
+            jukebox.sample(params, run_dir=folder, progress=killer)
+        progress = []
+        assert_same(Jukebox.resume(folder, progress.append), expected)
+        # It went on, it did not begin again.
+        total = sum(codes.numel() for codes in expected.codes)
+        assert progress[-1].done == progress[-1].total <= total
+        assert (progress[-1].total < total) == (kill_at > 3 * 24)

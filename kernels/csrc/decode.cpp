@@ -40,6 +40,8 @@ static float filter_threshold(const float *logits, int count, int top_k, float t
 }
 
 // TILE: rows of activations that one pass over a panel serves, as many as the registers hold.
+// ISA: the compiler's own macros do not follow the pragmas below.
+#define ISA 0
 namespace portable {
 constexpr int TILE = 2;
 #include "simd.inc"
@@ -55,6 +57,8 @@ constexpr int TILE = 2;
 namespace avx2 {
 constexpr int TILE = 3;
 #undef INLINE
+#undef ISA
+#define ISA 1
 #include "simd.inc"
 #include "ops.inc"
 #include "step.inc"
@@ -66,6 +70,8 @@ constexpr int TILE = 3;
 namespace avx512 {
 constexpr int TILE = 8;
 #undef INLINE
+#undef ISA
+#define ISA 2
 #include "simd.inc"
 #include "ops.inc"
 #include "step.inc"

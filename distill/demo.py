@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shlex
-import sys
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -189,7 +188,15 @@ def main(
     torch.set_num_threads(threads)
     run_all(sizes, work, seed, jobs, threads, only)
     if not only:
-        export(sizes, work, out, seed, shlex.join(["python", "-m", "fastjukebox.distill.demo", *sys.argv[1:]]))
+        # The folders are this machine's affair.
+        limits = [
+            str(word)
+            for option, pairs in (("--minutes", minutes), ("--steps", steps))
+            for pair in pairs
+            for word in (option, *pair)
+        ]
+        command = ["python", "-m", "fastjukebox.distill.demo", "--out", "DIR", "--seed", str(seed), "--preset", preset]
+        export(sizes, work, out, seed, shlex.join([*command, *limits]))
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ PRESETS = {
         vqvae=(VQVAETraining(log_spectral=0.5), VQVAETraining(), VQVAETraining()),
         vqvae_budgets=(Budget(5000, 22, 1e-3), Budget(5000, 18, 1e-3), Budget(5000, 22, 1e-3)),
         priors=(PriorTraining(), PriorTraining(), PriorTraining()),
-        prior_budgets=(Budget(8000, 36, 1.5e-3), Budget(8000, 28.5, 1.5e-3), Budget(8000, 44, 1.5e-3)),
+        prior_budgets=(Budget(8000, 36, 1.5e-3), Budget(8000, 48.5, 1.5e-3), Budget(8000, 44, 1.5e-3)),
     ),
     # The whole path in seconds, for the tests.
     "tiny": DemoSizes(

@@ -82,7 +82,6 @@ def run_stage(name: str, sizes: DemoSizes, work: Path, seed: int) -> dict[str, A
 
 def _log(line: str) -> None:
     click.echo(f"{time.strftime('%H:%M:%S')} {line}")
-    sys.stdout.flush()
 
 
 def _trained_vqvae(sizes: DemoSizes, work: Path, levels: tuple[int, ...]) -> VQVAE:

@@ -4,7 +4,7 @@ CXX ?= g++
 BIN := .venv/bin
 SETUP := pyproject.toml setup.py
 
-.PHONY: sample test lint sanitize clean
+.PHONY: sample test lint sanitize gpu clean
 
 sample: .venv/engine
 	$(BIN)/fastjukebox sample sample.wav --seconds 4 --seed 1 --overwrite
@@ -24,6 +24,11 @@ sanitize:
 		$(CXX) -std=c++17 -O1 -g -Wno-psabi -fsanitize=$$sanitizer -fno-sanitize-recover=all -pthread \
 			tests/kernels/native_driver.cpp kernels/csrc/decode.cpp -o build/native_driver && build/native_driver || exit 1; \
 	done
+
+# Tests and benchmarks that need an NVIDIA GPU, within nine minutes, with the Python packages that $(PYTHON) has: without
+# .venv, whose PyTorch may be another one than the machine's.
+gpu:
+	$(PYTHON) bench gpu
 
 clean:
 	rm -rf .venv build dist *.egg-info

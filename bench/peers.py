@@ -9,11 +9,8 @@ steps of each. Before a time is taken, the logits must agree, and so must the co
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import subprocess
-import time
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,6 +20,7 @@ from transformers.models.deprecated.jukebox.modeling_jukebox import filter_logit
 from ..engine.config import PriorConfig
 from ..engine.decoder import Decoder, LevelSampling, WindowTask, choose_backend
 from ..engine.prior import Prior
+from .harness import append, circumstances, quantiles, rounds_of
 from .transformers_peer import build_prior
 
 TEMPERATURE = 0.99
@@ -78,38 +76,22 @@ def compare(config: PriorConfig, backends: list[str], batch: int, rounds: int, s
         "transformers": theirs,
         **{backend: our_decoder(prior, sampled[backend], start + 1, backend) for backend in backends},
     }
-    times: dict[str, list[float]] = {name: [] for name in decoders}
-    # The turn before the first warms up.
-    for turn in range(-1, rounds):
-        pos = start + 1 + (turn + 1) * steps
-        for name in list(decoders)[:: 1 if turn % 2 else -1]:
-            began = time.perf_counter()
-            decoders[name].run(pos, pos + steps)
-            if turn >= 0:
-                times[name].append((time.perf_counter() - began) / steps)
+
+    def turns(decoder: TransformersDecoder | Decoder) -> Callable[[], None]:
+        positions = itertools.count(start + 1, steps)
+
+        def turn() -> None:
+            pos = next(positions)
+            decoder.run(pos, pos + steps)
+
+        return turn
+
+    found = rounds_of({name: turns(decoder) for name, decoder in decoders.items()}, prior.device, rounds)
+    times = {name: [taken / steps for taken in values] for name, values in found.items()}
     exact = [backend for backend in backends if "int8" not in backend]
     if any(not torch.equal(sampled[backend], sampled[exact[0]]) for backend in exact):
         raise RuntimeError(f"the codes of {', '.join(exact)} differ: no times are reported")
     return times
-
-
-def quantiles(values: list[float]) -> dict[str, float]:
-    at = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
-    found = torch.tensor(values, dtype=torch.float64).quantile(at).tolist()
-    return {name: round(value, 4) for name, value in zip(("p20", "p50", "p80"), found, strict=True)}
-
-
-def processor() -> str:
-    """The CPU's name where Linux tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-    return names[0] if names else platform.machine()
-
-
-def commit() -> str:
-    """The checkout's commit, with a plus sign if files differ from it."""
-    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=10"]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip() or "none"
 
 
 def main() -> None:
@@ -144,17 +126,12 @@ def main() -> None:
         record = {
             "bench": "peers",
             **{key: value for key, value in vars(args).items() if key not in ("json", "threads")},
-            "threads": threads,
             "dtype": "float32",
-            "device": f"{processor()}, {os.cpu_count()} cores",
-            "torch": torch.__version__,
-            "commit": commit(),
+            **circumstances(torch.device("cpu")),
             **results,
         }
         if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            with args.json.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            append(args.json, record)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,249 @@
+"""What the benchmarks share: which machine and code a figure belongs to, timing, what the machine allows, result files.
+
+A result file holds one JSON record per line and is only ever appended to. A record names its bench and row, the device
+with its clocks as read when it was written, versions, commit, and a hash of the sources. With `--resume`, rows that the
+file already holds for the same sources and device are not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import hashlib
+import importlib.metadata
+import json
+import math
+import mmap
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+# Exit status when time ran out.
+CUT = 75
+_GPU_FIELDS = ("driver_version", "memory.total", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit")
+
+
+class Unavailable(Exception):
+    """Why a row cannot be measured on this machine; not a failure."""
+
+
+def processor() -> str:
+    """The CPU's name where Linux tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+    return names[0] if names else platform.machine()
+
+
+@lru_cache(maxsize=1)
+def commit() -> str:
+    """The checkout's commit, with a plus sign if files differ from it; "none" outside a repository."""
+    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=10"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout.strip() or "none"
+    except OSError:
+        return "none"
+
+
+@lru_cache(maxsize=1)
+def sources() -> str:
+    """A hash of the kernels, the engine and the benchmarks as they are on disk."""
+    digest = hashlib.sha256()
+    for folder in ("kernels", "engine", "bench"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".cpp", ".h", ".inc", ".cu"):
+                digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version(), "torch": torch.__version__, "triton": None}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found["triton"] = importlib.metadata.version("triton")
+    return found | {"cuda": torch.version.cuda}
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+
+
+def device_state(device: torch.device) -> dict[str, Any]:
+    """The device as it is now: clocks of a GPU, load of a CPU."""
+    if device.type != "cuda":
+        load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+        return {"device": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load": load}
+    found = torch.cuda.get_device_properties(device)
+    state = {"device": found.name, "capability": f"{found.major}.{found.minor}", "cpu": processor()}
+    state |= {"multiprocessors": found.multi_processor_count, "memory": found.total_memory}
+    place = ["-i", f"GPU-{found.uuid}"] if hasattr(found, "uuid") else []
+    command = ["nvidia-smi", *place, f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader"]
+    try:
+        line = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return state
+    return state | dict(zip(_GPU_FIELDS, (value.strip() for value in line.split(",")), strict=False))
+
+
+def circumstances(device: torch.device) -> dict[str, Any]:
+    """What every record says besides its figures."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {**device_state(device), **versions(), "commit": commit(), "sources": sources(), "time": now}
+
+
+def quantiles(values: Sequence[float]) -> dict[str, float]:
+    """p20, p50 and p80, to five digits."""
+    at = torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    found = torch.tensor(values, dtype=torch.float64).quantile(at).tolist()
+    return {name: float(f"{value:.5g}") for name, value in zip(("p20", "p50", "p80"), found, strict=True)}
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """How long one call takes: between two events on a GPU's stream, by the wall clock on a CPU."""
+    if device.type != "cuda":
+        began = time.perf_counter()
+        run()
+        return time.perf_counter() - began
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize(device)
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def rounds_of(runs: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each run in each round. Within a round all run once, one after the other, in the opposite order of the
+    round before: compared runs see the same machine. A first round warms up."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(-1, rounds):
+        for name in list(runs)[:: 1 if turn % 2 else -1]:
+            taken = seconds(runs[name], device)
+            if turn >= 0:
+                times[name].append(taken)
+    return times
+
+
+def recorded(run: Callable[[], object], calls: int, device: torch.device) -> Callable[[], object]:
+    """`calls` calls of `run` as one: a CUDA graph's replay on a GPU, which leaves out what Python costs."""
+    if device.type != "cuda":
+        return lambda: [run() for _ in range(calls)]
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        # Compiles, and gives libraries their buffers, which a recording must not.
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            run()
+    return graph.replay
+
+
+class Bandwidth:
+    """What plain code reaches: `run` moves `nbytes` through memory that no cache holds.
+
+    On a GPU a copy within the device, bytes read and bytes written counted. On a CPU a read with all threads, of large
+    pages, by the fastest of a few reductions.
+    """
+
+    def __init__(self, device: torch.device, size: int = 1 << 30) -> None:
+        if device.type == "cuda":
+            source = torch.empty(size // 2, dtype=torch.float32, device=device).normal_()
+            target = torch.empty_like(source)
+            self.nbytes, self.run = 2 * source.nbytes, lambda: target.copy_(source)
+            return
+        memory = mmap.mmap(-1, size)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        flat = torch.frombuffer(memory, dtype=torch.float32).fill_(1.0)
+        rows = flat.view(-1, min(1 << 14, len(flat)))
+        ones = torch.ones(rows.shape[1])
+        ways = {"sum": flat.sum, "rows": lambda: rows.sum(dim=1), "matrix": lambda: torch.mv(rows, ones)}
+        times = rounds_of(ways, device, 3)
+        self.nbytes, self.run = flat.nbytes, ways[min(ways, key=lambda name: min(times[name]))]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that every script has."""
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--quick", action="store_true", help="few rows and rounds")
+    parser.add_argument("--json", type=Path, help="append the records to this file, a line each")
+    parser.add_argument("--resume", action="store_true", help="skip rows that the file holds for the same sources")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start no row after this long")
+
+
+def append(path: Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A writer that was killed may have left half a line.
+    broken = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+    with path.open("a") as file:
+        file.write("\n" * broken + json.dumps(record) + "\n")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The file's records; a line that was cut short is left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
+
+
+class Rows:
+    """Measures a script's rows one after another, prints and records them."""
+
+    def __init__(self, bench: str, options: argparse.Namespace) -> None:
+        self.bench, self.path, self.device = bench, options.json, torch.device(options.device)
+        self.deadline = time.monotonic() + options.seconds
+        self.status = 0
+        self.rounds = min(options.rounds, 3) if options.quick else options.rounds
+        torch.set_num_threads(options.threads)
+        known = read(self.path) if self.path and options.resume else []
+        here = (bench, sources(), device_name(self.device))
+        self.known = {r["row"] for r in known if (r.get("bench"), r.get("sources"), r.get("device")) == here}
+
+    def add(self, row: str, measure: Callable[[], dict[str, Any]], say: Callable[[dict[str, Any]], str]) -> None:
+        """Measure a row unless it is known or time is up. An exception is recorded as the row's `error`, `Unavailable`
+        as its `missing`; the script goes on unless the GPU is lost."""
+        if row in self.known:
+            print(f"{row}: recorded before")
+            return
+        if time.monotonic() > self.deadline:
+            print(f"{row}: no time left")
+            self.status = CUT
+            return
+        # What the row before held.
+        gc.collect()
+        try:
+            figures = measure()
+            text = say(figures)
+        except Unavailable as reason:
+            figures, text = {"missing": str(reason)}, f"not here: {reason}"
+        except Exception as error:
+            figures = {"error": f"{type(error).__name__}: {error}"[:2000]}
+            text = f"failed: {figures['error'][:300]}"
+            self.status = self.status or 1
+        print(f"{row:44} {text}", flush=True)
+        if self.path:
+            append(self.path, {"bench": self.bench, "row": row, **figures, **circumstances(self.device)})
+        if "error" in figures and self.device.type == "cuda":
+            try:
+                torch.cuda.synchronize(self.device)
+            except RuntimeError as error:
+                raise SystemExit(f"the GPU does not answer any more: {error}") from None
+            torch.cuda.empty_cache()

@@ -1,0 +1,104 @@
+"""`make gpu` in small, on a CPU: its flow, how it resumes, what a failing stage leaves, and the scripts it calls."""
+
+import sys
+import time
+
+import pytest
+import torch
+from fastjukebox.bench import attention, decode, gpu, harness, ops, prefill
+
+SMALL = ["--device", "cpu", "--threads", "1", "--quick", "--rounds", "2"]
+
+
+@pytest.fixture(autouse=True)
+def _small_memory(monkeypatch):
+    """A bandwidth that takes no time to measure."""
+    bandwidth = harness.Bandwidth
+    for module in (attention, decode, ops):
+        monkeypatch.setattr(module, "Bandwidth", lambda device, size: bandwidth(device, 1 << 20))
+
+
+def script(name, *code):
+    return gpu.Stage(name, 1, code)
+
+
+def test_a_rehearsal_resumes_and_ends_with_a_table(tmp_path, monkeypatch, capsys):
+    decode_stage = next(stage for stage in gpu.rehearsal() if stage.name == "decode")
+    monkeypatch.setattr(gpu, "rehearsal", lambda: [decode_stage, script("broken", "decode", "--sizes", "wide")])
+    arguments = ["--rehearse", "--results", str(tmp_path / "r.json"), "--logs", str(tmp_path)]
+    assert gpu.main(arguments) == 1
+    printed = capsys.readouterr().out
+    assert "1x32 eager fp32 batch 1" in printed.split("sources")[1]
+    assert "it needs an NVIDIA GPU" in printed
+    assert "not to be reported" in printed
+    first = harness.read(tmp_path / "r.json")
+    assert [r["status"] for r in first if r["bench"] == "gpu"] == ["passed", "failed"]
+    assert "neither LAYERSxWIDTH" in first[-1]["error"]
+    assert all({"device", "torch", "triton", "commit", "sources", "time"} <= set(record) for record in first)
+    # A line that was cut short is passed over.
+    with (tmp_path / "r.json").open("a") as file:
+        file.write('{"bench": "gpu", "row": "other"')
+    assert gpu.main(arguments) == 1
+    assert harness.read(tmp_path / "r.json") == first
+    assert "1x32 eager fp32 batch 1" in capsys.readouterr().out
+    harness.append(tmp_path / "r.json", {"row": "next"})
+    assert harness.read(tmp_path / "r.json") == [*first, {"row": "next"}]
+
+
+def test_a_stage_that_takes_too_long_is_ended_with_its_children(tmp_path):
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    began = time.monotonic()
+    assert gpu.run([sys.executable, "-c", code], tmp_path / "log", 0.5, {}) is None
+    assert time.monotonic() - began < 30
+    status = gpu.run([sys.executable, "-c", "print('so far'); raise SystemExit(75)"], tmp_path / "log", 60, {})
+    assert status == harness.CUT
+    assert (tmp_path / "log").read_text() == "so far\n"
+
+
+def test_failed_tests_are_counted_and_named(tmp_path):
+    path = tmp_path / "junit.xml"
+    path.write_text(
+        '<testsuites><testsuite tests="3" failures="1" errors="0" skipped="1"><testcase classname="a" name="b">'
+        '<failure message="off by 2"/></testcase></testsuite></testsuites>'
+    )
+    report = gpu.test_report(path)
+    assert report == {"tests": 3, "failures": 1, "errors": 0, "skipped": 1, "failed": ["a::b: off by 2"]}
+
+
+def test_every_stage_is_a_command_that_its_script_takes():
+    for stage in gpu.stages():
+        if stage.name != "tests":
+            assert stage.command[0] in gpu.SAY
+    assert any("test_prefill_attention" in word for word in gpu.stages()[0].command)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "rows"),
+    [
+        (decode, ["--sizes", "1x32", "--decoders", "eager", "--batch", "1", "2", "--aim", "0.01"], 2),
+        (prefill, ["--sizes", "1x32", "--codes", "66"], 1),
+        (attention, ["--shapes", "upsampler", "--patterns", "column", "--codes", "2", "4", "--head-dim", "16"], 2),
+        (ops, ["--sizes", "1x32", "--implementations", "reference", "triton"], 9),
+    ],
+)
+def test_a_script_records_each_row_once(script, arguments, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "device_state", lambda device: {"device": harness.device_name(device)})
+    path = tmp_path / "r.json"
+    for _ in range(2):
+        assert script.main([*arguments, *SMALL, "--json", str(path), "--resume"]) == 0
+    records = harness.read(path)
+    assert len(records) == len({record["row"] for record in records}) == rows
+    assert not any(record.get("error") for record in records)
+    assert torch.get_num_threads() == 1
+    later = [*arguments, *SMALL, "--json", str(tmp_path / "other.json"), "--seconds", "-1"]
+    assert script.main(later) == harness.CUT
+    assert not (tmp_path / "other.json").exists()
+
+
+def test_bytes_per_step_are_those_of_the_facts():
+    """72 layers of the upsampler move 1610 MB per step in 16 bits (shared/FACTS.md, 5)."""
+    case = decode.Case("triton", "upsampler-0-72", "fp16", 1)
+    config, conditioned = decode.size(case.size)
+    assert 1.60e9 < decode.bytes_per_step(case, config, conditioned, 4096) < 1.63e9
+    int8 = decode.bytes_per_step(case._replace(decoder="triton-int8"), config, conditioned, 4096)
+    assert 0.80e9 < int8 < 0.83e9

@@ -83,17 +83,7 @@ class EagerDecoder:
         self.frame_cond = None if task.frame_cond is None else task.frame_cond[pick]
         self.start_cond = None if task.start_cond is None else task.start_cond[pick]
         self.noise = torch.empty(0)
-        if task.prompt_len:
-            # Item by item, so that the shapes, and with them the rounding, do not depend on the batch.
-            for lane in range(self.lanes):
-                one = slice(lane, lane + 1)
-                self.prior.prefill(
-                    task.codes[pick[one], : task.prompt_len - 1],
-                    self.cache.lane(lane),
-                    0,
-                    None if self.frame_cond is None else self.frame_cond[one],
-                    None if self.start_cond is None else self.start_cond[one],
-                )
+        self.prior.prefill_prompt(task.codes[pick, : task.prompt_len], self.cache, self.frame_cond, self.start_cond)
 
     @torch.inference_mode()
     def run(self, start: int, stop: int) -> None:

@@ -133,11 +133,7 @@ class GraphDecoder:
         self.noise_key.copy_(torch.tensor([seed & 0xFFFFFFFF, seed >> 32, task.level, task.offset]))
         self.filters.copy_(torch.tensor([sampling.temperature, float(sampling.top_k), sampling.top_p]))
         if pos:
-            # Item by item, so that the shapes, and with them the rounding, do not depend on the batch.
-            for lane in range(self.lanes):
-                one = slice(lane, lane + 1)
-                conditions = (None if cond is None else cond[one] for cond in (frame_cond, start_cond))
-                prior.prefill(self.codes[one, : pos - 1], self.cache.lane(lane), 0, *conditions)
+            prior.prefill_prompt(self.codes[:, :pos], self.cache, frame_cond, start_cond)
             first = prior.token_embedding[self.codes[:, pos - 1]]
         else:
             first = prior.start_token.expand(self.lanes, -1) if start_cond is None else start_cond[:, 0]

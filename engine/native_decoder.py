@@ -50,18 +50,7 @@ class NativeDecoder:
     @torch.inference_mode()
     def prefill(self, task: WindowTask) -> None:
         self.task = task
-        if not task.prompt_len:
-            return
-        # Item by item, so that the shapes, and with them the rounding, do not depend on the batch.
-        for item in range(len(task.codes)):
-            one = slice(item, item + 1)
-            self.prior.prefill(
-                task.codes[one, : task.prompt_len - 1],
-                self.cache.lane(item),
-                0,
-                None if task.frame_cond is None else task.frame_cond[one],
-                None if task.start_cond is None else task.start_cond[one],
-            )
+        self.prior.prefill_prompt(task.codes[:, : task.prompt_len], self.cache, task.frame_cond, task.start_cond)
 
     def run(self, start: int, stop: int) -> None:
         task = self.task

@@ -102,6 +102,18 @@ class Prior(nn.Module):
             x = layer(x, layer_cache, start)
         return x
 
+    def prefill_prompt(
+        self, codes: Tensor, cache: KVCache, frame_cond: Tensor | None = None, start_cond: Tensor | None = None
+    ) -> None:
+        """Put a window's prompt, codes [B, n] from position 0 on, into the cache; see `prefill`.
+
+        Item by item, so that the shapes, and with them the rounding, do not depend on the batch.
+        """
+        for item in range(len(codes) if codes.shape[1] else 0):
+            one = slice(item, item + 1)
+            conditions = (None if cond is None else cond[one] for cond in (frame_cond, start_cond))
+            self.prefill(codes[one, :-1], cache.lane(item), 0, *conditions)
+
     def decode_step(
         self,
         previous: Tensor | None,

@@ -1,15 +1,18 @@
 """The native decoder for CPUs: weights packed for `csrc/decode.cpp`, and the call into it.
 
 A step streams every weight once, so the arena holds them in the order a step reads them: each matrix [in, out] as
-panels of 32 output columns, [out / 32][in][32], zero-padded. FP32, or int8 with one FP32 scale per output column.
+panels of 32 output columns, [out / 32][in][32], zero-padded. A matrix is stored as int8 with one FP32 scale per output
+column if that was asked for; otherwise as FP16 if it holds nothing but FP16 values, as those of released checkpoints
+do: half the bytes, and the same result to the bit, since all arithmetic is FP32; otherwise as FP32.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.machinery
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_int64, c_uint64, c_void_p
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +23,8 @@ from torch import Tensor
 from .packing import quantize_int8
 
 PANEL = 32
+STORED = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
+INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 PATTERNS = {"row": 0, "column": 1, "previous_row": 2, "dense": 3}
 
 
@@ -30,6 +35,7 @@ class _Matrix(Structure):
         ("bias", c_void_p),
         ("inputs", c_int32),
         ("outputs", c_int32),
+        ("stored", c_int32),
     ]
 
 
@@ -120,11 +126,27 @@ def instruction_set() -> str:
     return library().fastjukebox_isa().decode()
 
 
+@contextlib.contextmanager
+def limited_to(name: str) -> Iterator[None]:
+    """Within this context the decoder uses no better instruction set than `name`; for tests."""
+    library().fastjukebox_limit(INSTRUCTION_SETS.index(name))
+    try:
+        yield
+    finally:
+        library().fastjukebox_limit(len(INSTRUCTION_SETS) - 1)
+
+
 def _panels(weight: Tensor) -> Tensor:
     """[in, out] -> [ceil(out / PANEL), in, PANEL]"""
     pad = -weight.shape[1] % PANEL
     padded = torch.nn.functional.pad(weight, (0, pad))
     return padded.unflatten(1, (-1, PANEL)).transpose(0, 1).contiguous()
+
+
+def holds_fp16(weight: Tensor) -> bool:
+    """Whether every value of an FP32 tensor is a finite FP16 value."""
+    half = weight.half()
+    return bool(half.isfinite().all()) and torch.equal(half.float(), weight)
 
 
 class PackedWeights:
@@ -141,8 +163,8 @@ class PackedWeights:
         self._used = 0
 
     def pointer(self, tensor: Tensor) -> int:
-        """The address of an FP32 or int8 copy of `tensor`."""
-        values = tensor.detach() if tensor.dtype == torch.int8 else tensor.detach().float()
+        """The address of a copy of `tensor`, in its own dtype."""
+        values = tensor.detach()
         size = values.numel() * values.element_size()
         if not self._chunks or self._used + size > len(self._chunks[-1]):
             memory = mmap.mmap(-1, max(self.CHUNK, size))
@@ -160,15 +182,18 @@ class PackedWeights:
         """Pack `weight` [in, out] and its bias."""
         pad = (0, -weight.shape[1] % PANEL)
         scale = None
-        stored = weight.detach().float()
+        stored = weight.detach()
         if self.int8:
             stored, scale = quantize_int8(stored)
+        elif holds_fp16(stored):
+            stored = stored.half()
         return _Matrix(
             panels=self.pointer(_panels(stored)),
             scale=None if scale is None else self.pointer(torch.nn.functional.pad(scale, pad)),
             bias=None if bias is None else self.pointer(torch.nn.functional.pad(bias, pad)),
             inputs=weight.shape[0],
             outputs=weight.shape[1],
+            stored=STORED[stored.dtype],
         )
 
 

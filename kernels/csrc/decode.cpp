@@ -53,7 +53,8 @@ constexpr int TILE = 2;
 #define FASTJUKEBOX_X86 1
 
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+// Every CPU with AVX2 has F16C.
+#pragma GCC target("avx2,fma,f16c")
 namespace avx2 {
 constexpr int TILE = 3;
 #undef INLINE
@@ -66,7 +67,7 @@ constexpr int TILE = 3;
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
 namespace avx512 {
 constexpr int TILE = 8;
 #undef INLINE
@@ -79,12 +80,14 @@ constexpr int TILE = 8;
 #pragma GCC pop_options
 #endif
 
+static int isa_limit = 2;
+
 static int instruction_set() {
 #ifdef FASTJUKEBOX_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+  if (isa_limit >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
     return 2;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+  if (isa_limit >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
 #endif
   return 0;
 }
@@ -104,6 +107,8 @@ extern "C" const char *fastjukebox_isa(void) {
   static const char *const names[] = {"portable", "avx2", "avx512"};
   return names[instruction_set()];
 }
+
+extern "C" void fastjukebox_limit(int32_t isa) { isa_limit = isa; }
 
 extern "C" void fastjukebox_sizes(int32_t *sizes) {
   sizes[0] = sizeof(Model);

@@ -11,11 +11,13 @@ extern "C" {
 // y = x W + bias. W [in, out] is stored in panels of PANEL output columns: [out / PANEL][in][PANEL], zero-padded.
 enum { PANEL = 32 };
 
+enum Stored { FP32 = 0, FP16 = 1, INT8 = 2 };
+
 typedef struct {
-  const void *panels;   // float, or int8_t where `scale` is set
-  const float *scale;   // [out / PANEL * PANEL] per output column, or null
-  const float *bias;    // [out / PANEL * PANEL], or null
-  int32_t in, out;
+  const void *panels;  // in the type that `stored` says
+  const float *scale;  // [out / PANEL * PANEL] per output column, or null
+  const float *bias;   // [out / PANEL * PANEL], or null
+  int32_t in, out, stored;
 } Matrix;
 
 enum Pattern { ROW = 0, COLUMN = 1, PREVIOUS_ROW = 2, DENSE = 3 };
@@ -54,6 +56,9 @@ int fastjukebox_decode(const Model *model, const Task *task, int32_t start, int3
 
 // The instruction set in use: "avx512", "avx2" or "portable".
 const char *fastjukebox_isa(void);
+
+// For tests: use no better instruction set than `isa`, 0 portable, 1 avx2, 2 avx512.
+void fastjukebox_limit(int32_t isa);
 
 // sizeof(Model), sizeof(Layer), sizeof(Task), for the binding to check its mirror.
 void fastjukebox_sizes(int32_t *sizes);

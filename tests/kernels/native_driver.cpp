@@ -1,5 +1,6 @@
 // Runs the native decoder on small random models, for the sanitizers (`make sanitize`): every pattern, ragged sizes,
-// one and several threads, FP32 and int8. Fails if the number of threads or the batch changes a code.
+// one and several threads, FP32, FP16 and int8, on every instruction set of this machine. Fails if the number of threads
+// or the batch changes a code, or if the codes with weights stored as FP16 are not those with the same weights in FP32.
 
 #include <cmath>
 #include <cstdio>
@@ -13,21 +14,22 @@ namespace {
 
 struct Sizes {
   int depth, width, attn_width, heads, mlp_width, codebook_size, num_rows, row_len;
-  bool int8;
+  int stored;
+  bool fp16_values;
 };
 
 class RandomModel {
  public:
-  RandomModel(const Sizes &sizes, int batch) : random_(1) {
+  RandomModel(const Sizes &sizes, int batch) : random_(1), fp16_values_(sizes.fp16_values) {
     const int context_len = sizes.num_rows * sizes.row_len;
     for (int i = 0; i < sizes.depth; ++i) {
       Layer layer{};
       layer.ln_0_weight = floats(sizes.width), layer.ln_0_bias = floats(sizes.width);
       layer.ln_1_weight = floats(sizes.width), layer.ln_1_bias = floats(sizes.width);
-      layer.qkv = matrix(sizes.width, 3 * sizes.attn_width, true, sizes.int8);
-      layer.proj = matrix(sizes.attn_width, sizes.width, true, sizes.int8);
-      layer.up = matrix(sizes.width, sizes.mlp_width, true, sizes.int8);
-      layer.down = matrix(sizes.mlp_width, sizes.width, true, sizes.int8);
+      layer.qkv = matrix(sizes.width, 3 * sizes.attn_width, true, sizes.stored);
+      layer.proj = matrix(sizes.attn_width, sizes.width, true, sizes.stored);
+      layer.up = matrix(sizes.width, sizes.mlp_width, true, sizes.stored);
+      layer.down = matrix(sizes.mlp_width, sizes.width, true, sizes.stored);
       layer.pattern = i % 4;
       layer.slots = layer.pattern == ROW ? sizes.row_len : layer.pattern == PREVIOUS_ROW ? 2 * sizes.row_len : context_len;
       // NaN: what is read before it was written shows.
@@ -40,7 +42,7 @@ class RandomModel {
     model = {sizes.depth,         sizes.width, sizes.attn_width, sizes.heads, sizes.mlp_width,
              sizes.codebook_size, context_len, sizes.row_len,    0.5f,        floats(size_t(sizes.codebook_size) * sizes.width),
              floats(size_t(context_len) * sizes.width),          floats(sizes.width),
-             matrix(sizes.width, sizes.codebook_size, false, sizes.int8),     layers_.data()};
+             matrix(sizes.width, sizes.codebook_size, false, sizes.stored),     layers_.data()};
   }
 
   Model model;
@@ -53,17 +55,31 @@ class RandomModel {
     return floats_.back().data();
   }
 
-  Matrix matrix(int in, int out, bool bias, bool int8) {
+  Matrix matrix(int in, int out, bool bias, int stored) {
     const int padded = (out + PANEL - 1) / PANEL * PANEL;
     Matrix m{};
     m.in = in, m.out = out;
     m.bias = bias ? floats(padded) : nullptr;
-    if (int8) {
+    m.stored = stored;
+    if (stored == INT8) {
       std::vector<int8_t> values(size_t(in) * padded);
       for (auto &value : values) value = int8_t(random_() % 255 - 127);
       bytes_.push_back(std::move(values));
       m.panels = bytes_.back().data();
       m.scale = floats(padded);
+    } else if (fp16_values_) {
+      std::vector<uint16_t> halves(size_t(in) * padded);
+      std::vector<float> values;
+      for (auto &half : halves) {
+        // Either sign, exponents from 2^-15 (subnormal) to 2^-1.
+        half = uint16_t(random_() % 2 << 15 | random_() % 15 << 10 | random_() % 1024);
+        const int exponent = half >> 10 & 31, fraction = half & 1023;
+        const float size = exponent ? std::ldexp(1024.0f + fraction, exponent - 25) : std::ldexp(float(fraction), -24);
+        values.push_back(half >> 15 ? -size : size);
+      }
+      halves_.push_back(std::move(halves));
+      floats_.push_back(std::move(values));
+      m.panels = stored == FP16 ? static_cast<const void *>(halves_.back().data()) : floats_.back().data();
     } else {
       m.panels = floats(size_t(in) * padded);
     }
@@ -73,6 +89,8 @@ class RandomModel {
   std::mt19937 random_;
   std::vector<std::vector<float>> floats_, caches_;
   std::vector<std::vector<int8_t>> bytes_;
+  std::vector<std::vector<uint16_t>> halves_;
+  bool fp16_values_;
   std::vector<Layer> layers_;
 };
 
@@ -89,35 +107,52 @@ std::vector<int64_t> sample(const Sizes &sizes, int first_item, int batch, int t
   return codes;
 }
 
+// Whether `part` is items `first` ... of `whole`, all of them codes.
+bool agrees(const char *what, const Sizes &sizes, const std::vector<int64_t> &part, const std::vector<int64_t> &whole,
+            int first) {
+  const int context_len = sizes.num_rows * sizes.row_len;
+  for (size_t i = 0; i < part.size(); ++i) {
+    const bool is_code = part[i] >= 0 && part[i] < sizes.codebook_size;
+    if (is_code && part[i] == whole[size_t(first) * context_len + i]) continue;
+    std::printf("%s, width %d, %s: code %d of item %d differs\n", fastjukebox_isa(), sizes.width, what,
+                int(i % context_len), first + int(i / context_len));
+    return false;
+  }
+  return true;
+}
+
+bool check(const Sizes &sizes, int top_k, float top_p) {
+  const auto whole = sample(sizes, 0, 9, 1, top_k, top_p);
+  const struct {
+    int first, batch, threads;
+  } parts[] = {{0, 9, 3}, {0, 1, 2}, {2, 2, 4}, {5, 4, 2}};
+  for (const auto &[first, batch, threads] : parts) {
+    if (!agrees("another batch or team", sizes, sample(sizes, first, batch, threads, top_k, top_p), whole, first)) return false;
+  }
+  Sizes wide = sizes;
+  wide.stored = FP32;
+  return sizes.stored != FP16 || agrees("stored as FP32", sizes, sample(wide, 0, 9, 1, top_k, top_p), whole, 0);
+}
+
 }  // namespace
 
 int main() {
   const Sizes cases[] = {
-      {4, 32, 16, 1, 32, 64, 4, 8, false},
-      {5, 37, 15, 3, 41, 77, 3, 7, false},
-      {4, 33, 10, 2, 70, 33, 2, 17, true},
+      {4, 32, 16, 1, 32, 64, 4, 8, FP32, false},
+      {5, 37, 15, 3, 41, 77, 3, 7, FP16, true},
+      {4, 33, 10, 2, 70, 33, 2, 17, INT8, false},
   };
   const struct {
     int top_k;
     float top_p;
   } filters[] = {{0, 1.0f}, {5, 1.0f}, {0, 0.7f}, {9, 0.5f}};
-  const struct {
-    int first, batch, threads;
-  } parts[] = {{0, 9, 3}, {0, 1, 2}, {2, 2, 4}, {5, 4, 2}};
-  for (const auto &sizes : cases) {
-    for (const auto &[top_k, top_p] : filters) {
-      const auto whole = sample(sizes, 0, 9, 1, top_k, top_p);
-      const int context_len = sizes.num_rows * sizes.row_len;
-      for (const auto &[first, batch, threads] : parts) {
-        const auto part = sample(sizes, first, batch, threads, top_k, top_p);
-        for (int i = 0; i < batch * context_len; ++i) {
-          if (part[i] == whole[size_t(first) * context_len + i] && part[i] >= 0 && part[i] < sizes.codebook_size) continue;
-          std::printf("width %d, item %d of batch %d, %d threads: code %d differs\n", sizes.width, first + i / context_len,
-                      batch, threads, i % context_len);
-          return 1;
-        }
+  for (int isa = 0; isa < 3; ++isa) {
+    fastjukebox_limit(isa);
+    for (const auto &sizes : cases) {
+      for (const auto &[top_k, top_p] : filters) {
+        if (!check(sizes, top_k, top_p)) return 1;
       }
     }
+    std::printf("%s: the same codes on any batch and any number of threads\n", fastjukebox_isa());
   }
-  std::printf("%s: the same codes on any batch and any number of threads\n", fastjukebox_isa());
 }

@@ -2,8 +2,10 @@
 
     python bench peers [--json bench/results/peers.json]
 
-All decode FP32 codes with their own cache from the middle of a window, sampling included, by turns: a round is a few
-steps of each. Before a time is taken, the logits must agree, and so must the codes of our decoders.
+All compute in FP32 with their own cache from the middle of a window, sampling included, by turns: in a round each
+decodes for about as long, so that a fast one is not timed while it reads its weights back into the processor's caches.
+The weights are FP16 values, as released checkpoints have them, unless `--values fp32`. Before a time is taken, the
+logits must agree, and so must the codes of our decoders.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from transformers.models.deprecated.jukebox.modeling_jukebox import filter_logit
 from ..engine.config import PriorConfig
 from ..engine.decoder import Decoder, LevelSampling, WindowTask, choose_backend
 from ..engine.prior import Prior
-from .harness import append, circumstances, quantiles, rounds_of
+from .decode import DTYPES
+from .harness import append, circumstances, quantiles, rounds_of, seconds
 from .transformers_peer import build_prior
 
 TEMPERATURE = 0.99
@@ -58,13 +61,18 @@ def our_decoder(prior: Prior, codes: Tensor, prompt_len: int, backend: str) -> D
 
 
 @torch.inference_mode()
-def compare(config: PriorConfig, backends: list[str], batch: int, rounds: int, steps: int) -> dict[str, list[float]]:
-    """Seconds per step of every round, by name: "transformers" and each backend.
+def compare(
+    config: PriorConfig, backends: list[str], batch: int, rounds: int, steps: int, values: torch.dtype
+) -> dict[str, list[float]]:
+    """Seconds per step of every round, by name: "transformers", for `steps` steps a round, and each backend, for as many
+    as it does meanwhile, within the window.
 
     Raises:
         RuntimeError: the logits or the codes differ.
     """
     prior = Prior(config).eval()
+    for parameter in prior.parameters():
+        parameter.copy_(parameter.to(values))
     start = config.context_len // 2
     codes = torch.randint(config.codebook_size, (batch, config.context_len))
     theirs = TransformersDecoder(prior, codes.clone(), start)
@@ -77,19 +85,26 @@ def compare(config: PriorConfig, backends: list[str], batch: int, rounds: int, s
         **{backend: our_decoder(prior, sampled[backend], start + 1, backend) for backend in backends},
     }
 
-    def turns(decoder: TransformersDecoder | Decoder) -> Callable[[], None]:
-        positions = itertools.count(start + 1, steps)
+    trial = {}
+    for name, decoder in decoders.items():
+        trial[name] = seconds(lambda d=decoder: d.run(start + 1, start + 1 + steps), prior.device)
+    room = (config.context_len - start - 1 - steps) // (rounds + 1)
+    share = {name: min(room, max(steps, round(steps * trial["transformers"] / taken))) for name, taken in trial.items()}
+
+    def turns(name: str) -> Callable[[], None]:
+        positions = itertools.count(start + 1 + steps, share[name])
 
         def turn() -> None:
             pos = next(positions)
-            decoder.run(pos, pos + steps)
+            decoders[name].run(pos, pos + share[name])
 
         return turn
 
-    found = rounds_of({name: turns(decoder) for name, decoder in decoders.items()}, prior.device, rounds)
-    times = {name: [taken / steps for taken in values] for name, values in found.items()}
+    found = rounds_of({name: turns(name) for name in decoders}, prior.device, rounds)
+    times = {name: [taken / share[name] for taken in values] for name, values in found.items()}
     exact = [backend for backend in backends if "int8" not in backend]
-    if any(not torch.equal(sampled[backend], sampled[exact[0]]) for backend in exact):
+    reached = start + 1 + steps + (rounds + 1) * min(share[backend] for backend in exact)
+    if any(not torch.equal(sampled[b][:, :reached], sampled[exact[0]][:, :reached]) for b in exact):
         raise RuntimeError(f"the codes of {', '.join(exact)} differ: no times are reported")
     return times
 
@@ -104,18 +119,19 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=10, help="steps per round")
+    parser.add_argument("--steps", type=int, default=10, help="steps per round of transformers")
+    parser.add_argument("--values", choices=["fp16", "fp32"], default="fp16", help="what the FP32 weights hold")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--json", type=Path, help="append one record per thread count to this file, a line each")
     args = parser.parse_args()
     config = PriorConfig(2, args.width, args.depth, args.heads, args.context, args.rows)
-    if args.context // 2 + 1 + (args.rounds + 1) * args.steps > args.context:
+    if args.context // 2 + 1 + (args.rounds + 2) * args.steps > args.context:
         parser.error(f"{args.rounds} rounds of {args.steps} steps do not fit into half of {args.context} codes")
     print(f"{args.depth} layers, width {args.width}, batch {args.batch}, FP32, from code {args.context // 2}")
     for threads in args.threads:
         torch.set_num_threads(threads)
         torch.manual_seed(SEED)
-        times = compare(config, args.backends, args.batch, args.rounds, args.steps)
+        times = compare(config, args.backends, args.batch, args.rounds, args.steps, DTYPES[args.values])
         results = {f"{name}_ms": quantiles([1e3 * value for value in values]) for name, values in times.items()}
         for backend in args.backends:
             # Within a round all saw the same machine.

@@ -12,13 +12,13 @@ import argparse
 import itertools
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 
 from ..engine.kv_cache import KVCache
 from ..engine.prior import Prior
+from ..engine.transformer import PrefillAttention
 from ..kernels import reference
 from .decode import DTYPES
 from .harness import Rows, add_options, quantiles, rounds_of
@@ -44,26 +44,23 @@ def measure(
     cond = torch.randn(1, config.context_len, config.width, device=device, dtype=dtype) if conditioned else None
 
     @torch.inference_mode()
-    def with_cache() -> Tensor:
-        return prior.prefill(prompt[:, 1:], cache, 0, cond)
+    def with_cache(attention: PrefillAttention) -> Tensor:
+        return prior.prefill(prompt[:, 1:], cache, 0, cond, attention=attention)
 
     @torch.inference_mode()
-    def layers() -> Tensor:
+    def layers(attention: PrefillAttention) -> Tensor:
         x = prior.embed(prompt[:, 1:], 0, cond, None)
         for layer in prior.layers:
-            x = layer(x)
+            x = layer(x, attention=attention)
         return x
 
-    runs: dict[str, Callable[[], object]] = {"cache": with_cache, "layers": layers}
+    plain = reference.prefill_attention
+    runs: dict[str, Callable[[], object]] = {"cache": lambda: with_cache(plain), "layers": lambda: layers(plain)}
     if device.type == "cuda":
-        from ..kernels.prefill_attention import prefill_attention
+        from ..kernels.fused import prefill_attention as triton
 
-        def with_triton(run: Callable[[], object]) -> object:
-            with mock.patch.object(reference, "prefill_attention", prefill_attention):
-                return run()
-
-        runs |= {"cache_triton": lambda: with_triton(with_cache), "layers_triton": lambda: with_triton(layers)}
-    if not with_cache().isfinite().all():
+        runs |= {"cache_triton": lambda: with_cache(triton), "layers_triton": lambda: layers(triton)}
+    if not with_cache(plain).isfinite().all():
         raise RuntimeError("not all numbers are finite: no times are reported")
     times = rounds_of({**runs, "matrix": matrix.run}, device, rounds)
     width, attn_width = config.width, config.attn_width

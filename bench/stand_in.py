@@ -11,7 +11,8 @@ from ..engine.config import PRESETS, PriorConfig
 from ..engine.kv_cache import KVCache
 from ..engine.patterns import Pattern
 from ..engine.prior import Prior
-from ..engine.transformer import TransformerLayer
+from ..engine.transformer import PrefillAttention, TransformerLayer
+from ..kernels import reference
 
 
 def size(name: str) -> tuple[PriorConfig, bool]:
@@ -39,6 +40,7 @@ class StandIn(Prior):
         start: int = 0,
         frame_cond: Tensor | None = None,
         start_cond: Tensor | None = None,
+        attention: PrefillAttention = reference.prefill_attention,
     ) -> Tensor:
         rows = min(2 * codes.shape[1] // self.config.row_len + 1, self.config.num_rows)
         noise = torch.randn(max(rows, 2 * self.config.row_len), self.config.head_dim, device=self.device)

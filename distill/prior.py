@@ -1,36 +1,39 @@
-"""Trains the prior of one level: next-code cross-entropy, AdamW, a moving average of the weights.
+"""Trains a prior for an objective: AdamW, and a moving average of the weights.
 
 The average is what is measured and served; it takes the noise of the last steps out of the weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..engine.config import PriorConfig
 from ..engine.prior import Prior
 from . import losses
-from .dataset import CodeWindows
-from .stage import Budget, Progress, train
+from .code_windows import CodeWindows
+from .objectives import Computing, Objective
+from .parallel import Processes
+from .trainer import STATE, Budget, Progress, train
 
 
 @dataclass(frozen=True)
 class PriorTraining:
-    """What a prior is trained with, beside its budget."""
+    """What a prior is trained with, beside its steps."""
 
     batch: int = 4
+    learning_rate: float = 1.5e-3
+    warm_up: int = 100
     weight_decay: float = 0.01
     average_decay: float = 0.998
     # Windows of each held-out song in a log line, and in the final figure.
     logged_windows: int = 1
-    measured_windows: int = 8
+    measured_windows: int = 4
+    computing: Computing = field(default_factory=Computing)
 
 
 class WeightAverage:
@@ -45,39 +48,35 @@ class WeightAverage:
         # Short at first: the initial weights should not linger.
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, tensor in self.network.named_parameters():
-            self.tensors[name].lerp_(tensor, 1 - decay)
+            self.tensors[name].lerp_(tensor.detach(), 1 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the network's parameters and the average; call it again to go back."""
         for name, tensor in self.network.named_parameters():
-            held = tensor.clone()
+            held = tensor.detach().clone()
             tensor.copy_(self.tensors[name])
             self.tensors[name].copy_(held)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.tensors
+        """Whole tensors, also of a sharded network."""
+        return {name: (t.full_tensor() if isinstance(t, DTensor) else t).cpu() for name, t in self.tensors.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, tensor in self.tensors.items():
-            tensor.copy_(state[name])
-
-
-def next_code_loss(prior: Prior, codes: Tensor, upper: Tensor | None) -> Tensor:
-    """Mean cross-entropy in nats per code of codes [B, context_len], given upper codes [B, context_len / ratio]."""
-    # The conditioner on the whole batch; `prior.condition` goes item by item for the sake of sampling.
-    frame_cond = None if upper is None or prior.conditioner is None else prior.conditioner(upper)
-    logits = prior(codes, frame_cond)
-    return F.cross_entropy(logits.flatten(0, 1), codes.flatten())
+            value = state[name].to(tensor.device)
+            if isinstance(tensor, DTensor):
+                value = distribute_tensor(value, tensor.device_mesh, tensor.placements)
+            tensor.copy_(value)
 
 
 @torch.no_grad()
-def bits_per_code(prior: Prior, codes: Tensor, upper: Tensor | None) -> float:
-    """Mean over the windows of [B, context_len], computed one at a time."""
-    nats = [
-        float(next_code_loss(prior, codes[item : item + 1], None if upper is None else upper[item : item + 1]))
-        for item in range(len(codes))
-    ]
+def bits_per_code(objective: nn.Module, codes: Tensor, upper: Tensor | None) -> float:
+    """Mean over the windows of [B, context_len], computed one at a time; `objective` as `Processes.wrap` gave it."""
+    nats = []
+    for item in range(len(codes)):
+        one = slice(item, item + 1)
+        nats.append(float(objective(codes[one], None if upper is None else upper[one], measured=True)))
     return losses.bits(sum(nats) / len(nats))
 
 
@@ -89,55 +88,63 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
 
 
 def train_prior(
-    path: Path,
-    config: PriorConfig,
+    folder: Path,
+    objective: Objective,
     windows: CodeWindows,
-    budget: Budget,
+    steps: int,
     settings: PriorTraining,
-    seed: int,
-    log: Callable[[str], None] = print,
-) -> tuple[Prior, Progress, dict[str, float]]:
-    """The prior with averaged weights, and its held-out figures; resumes the state in `path`."""
-    torch.manual_seed(seed)
-    prior = Prior(config)
+    processes: Processes | None = None,
+) -> tuple[Progress, dict[str, Any]]:
+    """Train `objective.prior` for `steps` batches and leave the averaged weights in it; the figures are measured on
+    held-out songs. Goes on with the run in `folder`."""
+    processes = processes or Processes()
+    prior = objective.prior
+    device = prior.device
+    wrapped = processes.wrap(objective, prior.layers)
     average = WeightAverage(prior, settings.average_decay)
-    logged = windows.measured(settings.logged_windows)
+
+    def to_device(codes: Tensor, upper: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return codes.to(device), None if upper is None else upper.to(device)
+
+    logged = to_device(*windows.measured(settings.logged_windows))
     optimizer = torch.optim.AdamW(
-        parameter_groups(prior, settings.weight_decay), lr=budget.learning_rate, betas=(0.9, 0.98)
+        parameter_groups(prior, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.98)
     )
-    recent: list[float] = []
 
     def step_loss(step: int) -> Tensor:
-        loss = next_code_loss(prior, *windows.batch(step, settings.batch))
-        recent.append(float(loss.detach()))
-        return loss
+        return wrapped(*to_device(*windows.batch(step, settings.batch, processes.rank, processes.count)))
 
     def evaluate() -> dict[str, float]:
         average.swap()
-        held_out = bits_per_code(prior, *logged)
+        held_out = bits_per_code(wrapped, *logged)
         average.swap()
-        trained = losses.bits(sum(recent) / max(1, len(recent)))
-        recent.clear()
-        return {"train_bits": trained, "held_out_bits": held_out}
+        return {"held_out_bits": held_out, **{name: float(value) for name, value in objective.terms.items()}}
 
     progress = train(
-        path,
-        budget,
+        folder,
+        Budget(steps, settings.learning_rate, warm_up=min(settings.warm_up, steps // 4)),
+        wrapped,
         optimizer,
-        {"prior": prior, "average": average},
         step_loss,
+        extra={"average": average},
         after_step=average.update,
         evaluate=evaluate,
-        log=log,
+        scaler=torch.amp.GradScaler(device.type, enabled=settings.computing.precision == "fp16"),
+        processes=processes,
     )
     average.swap()
-    measured = windows.measured(settings.measured_windows)
-    return prior, progress, {"held_out_bits": bits_per_code(prior, *measured)}
+    return progress, {
+        "held_out_bits": bits_per_code(wrapped, *to_device(*windows.measured(settings.measured_windows))),
+        "parameters": sum(parameter.numel() for parameter in prior.parameters()),
+        "steps": progress.step,
+        "codes": progress.step * settings.batch * prior.config.context_len,
+        "minutes": progress.seconds / 60,
+    }
 
 
-def load_averaged(path: Path, prior: Prior) -> None:
-    """Copy the averaged weights from a stage's state into `prior`."""
-    average = torch.load(path, weights_only=True)["average"]
-    with torch.no_grad():
-        for name, tensor in prior.named_parameters():
-            tensor.copy_(average[name])
+@torch.no_grad()
+def load_averaged(folder: Path, prior: Prior) -> None:
+    """Copy the averaged weights from a run's state into `prior`."""
+    average = torch.load(folder / STATE, map_location="cpu", weights_only=True)["average"]
+    for name, tensor in prior.named_parameters():
+        tensor.copy_(average[name])

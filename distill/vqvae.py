@@ -6,7 +6,6 @@ al. 2017, appendix A.1, with Jukebox's restarts: a code that is hardly used move
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,18 @@ from torch import Tensor, nn
 from ..engine.config import VQVAEConfig
 from ..engine.vqvae import VQVAE
 from . import losses
-from .dataset import AudioCrops
-from .stage import Budget, Progress, train
+from .audio_crops import AudioCrops
+from .parallel import Processes
+from .trainer import STATE, Budget, train
 
 
 @dataclass(frozen=True)
 class VQVAETraining:
-    """What a level is trained with, beside its budget."""
+    """What a level is trained with."""
 
+    steps: int
     batch: int = 2
+    learning_rate: float = 1e-3
     # Jukebox has 0.02 beside absolute errors; beside relative ones, 0.25 kept more codes in use (perplexity 526 against
     # 479 of 1024 after 350 steps at level 0) and the reconstruction 0.4 dB better.
     commitment: float = 0.25
@@ -49,16 +51,16 @@ class CodebookAverage:
         # A code is dead below this share of the mean usage: the batch of a high level may hold fewer latents than
         # there are codes, so no absolute count would do.
         self.dead_below = dead_below
-        self.counts = torch.zeros(len(codebook))
+        self.counts = codebook.new_zeros(len(codebook))
         self.sums = torch.zeros_like(codebook)
         self.is_started = False
 
     def start(self, latents: Tensor, generator: torch.Generator) -> None:
         """Take the codes from `latents` [n, dim]; where there are fewer than codes, repeat them with a little noise."""
         size = len(self.codebook)
-        order = torch.randperm(len(latents), generator=generator)
+        order = torch.randperm(len(latents), generator=generator).to(latents.device)
         chosen = latents[order.repeat(-(-size // len(latents)))[:size]]
-        noise = torch.randn(chosen.shape, generator=generator) * 0.01 * latents.std()
+        noise = torch.randn(chosen.shape, generator=generator).to(latents) * 0.01 * latents.std()
         self.codebook.copy_(chosen + noise)
         self.counts.fill_(len(latents) / size)
         self.sums.copy_(self.codebook * self.counts[:, None])
@@ -73,7 +75,7 @@ class CodebookAverage:
         dead = self.counts < self.dead_below * usual
         count = int(dead.sum())
         if count:
-            chosen = torch.randint(len(latents), (count,), generator=generator)
+            chosen = torch.randint(len(latents), (count,), generator=generator).to(latents.device)
             # The usage of an average code: time enough to find latents of its own before it is judged again.
             self.counts[dead] = usual
             self.sums[dead] = latents[chosen] * usual
@@ -89,16 +91,26 @@ class CodebookAverage:
         self.is_started = state["is_started"]
 
 
-class LevelTrainer:
-    """One level of a VQ-VAE with its codebook average."""
+class LevelObjective(nn.Module):
+    """One level of a VQ-VAE with its codebook average; a pass gives the training loss."""
 
-    def __init__(self, vqvae: VQVAE, level: int, settings: VQVAETraining, seed: int) -> None:
-        self.vqvae, self.level, self.settings, self.seed = vqvae, level, settings, seed
+    def __init__(
+        self, vqvae: VQVAE, level: int, settings: VQVAETraining, seed: int, processes: Processes | None = None
+    ) -> None:
+        super().__init__()
+        self.level, self.settings, self.seed = level, settings, seed
+        self.processes = processes or Processes()
         self.coder = nn.ModuleList((vqvae.encoders[level], vqvae.decoders[level]))
+        # Not a part of this module: the other levels, and the codebook, which has a training of its own.
+        self._vqvae = (vqvae,)
         self.average = CodebookAverage(vqvae.codebook(level), settings.codebook_decay)
         self.restarted = 0
 
-    def loss(self, audio: Tensor, step: int) -> Tensor:
+    @property
+    def vqvae(self) -> VQVAE:
+        return self._vqvae[0]
+
+    def forward(self, audio: Tensor, step: int) -> Tensor:
         """The training loss of [B, samples]; moves the codebook."""
         encoder, decoder = self.coder
         latents = encoder(audio[:, None])
@@ -123,10 +135,11 @@ class LevelTrainer:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         flat = latents.transpose(1, 2).flatten(0, 1)
         if not self.average.is_started:
-            self.average.start(flat, generator)
+            self.average.start(self.processes.gather(flat)[0], generator)
         codes = self.vqvae.quantize(latents, self.level)
         quantized = self.vqvae.dequantize(codes, self.level)
-        self.restarted = self.average.update(flat, codes.flatten(), generator)
+        everywhere, their_codes = self.processes.gather(flat, codes.flatten())
+        self.restarted = self.average.update(everywhere, their_codes, generator)
         return quantized
 
     @torch.no_grad()
@@ -152,34 +165,44 @@ class LevelTrainer:
 
 
 def train_level(
-    path: Path,
+    folder: Path,
     config: VQVAEConfig,
     level: int,
     crops: AudioCrops,
-    budget: Budget,
     settings: VQVAETraining,
     seed: int,
-    log: Callable[[str], None] = print,
-) -> tuple[VQVAE, Progress, dict[str, float]]:
-    """A VQ-VAE whose `level` is trained (the others are as initialized), with the held-out figures; resumes `path`."""
+    device: torch.device | None = None,
+    processes: Processes | None = None,
+) -> dict[str, Any]:
+    """Train one level, or go on with the run in `folder`; the figures are measured on held-out songs."""
+    processes = processes or Processes()
+    device = device or torch.device("cpu")
     torch.manual_seed(seed)
-    trainer = LevelTrainer(VQVAE(config), level, settings, seed)
-    measured = crops.measured()
-    optimizer = torch.optim.Adam(trainer.coder.parameters(), lr=budget.learning_rate, betas=(0.9, 0.99))
+    objective = LevelObjective(VQVAE(config).to(device), level, settings, seed, processes)
+    wrapped = processes.wrap(objective)
+    measured = crops.measured().to(device)
+    optimizer = torch.optim.Adam(objective.coder.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99))
+
+    def step_loss(step: int) -> Tensor:
+        return wrapped(crops.batch(step, settings.batch, processes.rank, processes.count).to(device), step)
+
     progress = train(
-        path,
-        budget,
+        folder,
+        Budget(settings.steps, settings.learning_rate, warm_up=min(100, settings.steps // 8)),
+        wrapped,
         optimizer,
-        {"coder": trainer.coder, "average": trainer.average},
-        lambda step: trainer.loss(crops.batch(step, settings.batch), step),
-        evaluate=lambda: trainer.measure(measured),
-        log=log,
+        step_loss,
+        extra={"codebook": objective.average},
+        evaluate=lambda: objective.measure(measured),
+        processes=processes,
     )
-    return trainer.vqvae, progress, trainer.measure(measured)
+    figures = objective.measure(measured)
+    return {**figures, "steps": progress.step, "minutes": progress.seconds / 60}
 
 
-def load_level(path: Path, vqvae: VQVAE, level: int) -> None:
-    """Copy a trained level from its stage's state into `vqvae`."""
-    state = torch.load(path, weights_only=True)
-    nn.ModuleList((vqvae.encoders[level], vqvae.decoders[level])).load_state_dict(state["coder"])
-    vqvae.codebook(level).copy_(state["average"]["codebook"])
+def load_level(folder: Path, vqvae: VQVAE, level: int) -> None:
+    """Copy a trained level from its run's state into `vqvae`."""
+    state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    coder = nn.ModuleDict({"coder": nn.ModuleList((vqvae.encoders[level], vqvae.decoders[level]))})
+    coder.load_state_dict(state["model"])
+    vqvae.codebook(level).copy_(state["codebook"]["codebook"])

@@ -133,7 +133,7 @@ class GraphDecoder:
         self.noise_key.copy_(torch.tensor([seed & 0xFFFFFFFF, seed >> 32, task.level, task.offset]))
         self.filters.copy_(torch.tensor([sampling.temperature, float(sampling.top_k), sampling.top_p]))
         if pos:
-            prior.prefill_prompt(self.codes[:, :pos], self.cache, frame_cond, start_cond)
+            prior.prefill_prompt(self.codes[:, :pos], self.cache, frame_cond, start_cond, self.ops.prefill_attention)
             first = prior.token_embedding[self.codes[:, pos - 1]]
         else:
             first = prior.start_token.expand(self.lanes, -1) if start_cond is None else start_cond[:, 0]

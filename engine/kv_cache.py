@@ -7,12 +7,15 @@ window column by column; PREVIOUS_ROW keeps two rows in turns; DENSE keeps the w
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from .config import PriorConfig
 from .patterns import Pattern
+
+Positions = TypeVar("Positions", int, Tensor)
 
 
 class LayerCache:
@@ -63,21 +66,24 @@ class LayerCache:
 
     def past(self, start: int) -> Tensor:
         """Keys and values [2, B, n, H, D] of positions first_seen(start) ... start - 1."""
-        slots = [self.slot(pos) for pos in range(self.first_seen(start), start)]
-        return self.kv[:, :, :, slots].transpose(2, 3)
+        return self.kv.index_select(3, self._slots(self.first_seen(start), start)).transpose(2, 3)
 
     def store(self, kv: Tensor, start: int) -> None:
         """Keep keys and values [2, B, T, H, D] of positions start ... start + T - 1."""
         stop = start + kv.shape[2]
         # A chunk of many rows would write a slot more than once; only what can still be seen is written.
         first = max(start, self.first_seen(stop - 1))
-        slots = torch.tensor([self.slot(pos) for pos in range(first, stop)], device=kv.device)
-        self.kv.index_copy_(3, slots, kv[:, :, first - start :].transpose(2, 3))
+        self.kv.index_copy_(3, self._slots(first, stop), kv[:, :, first - start :].transpose(2, 3))
+
+    def _slots(self, start: int, stop: int) -> Tensor:
+        """Where positions start ... stop - 1 are kept."""
+        positions = torch.arange(start, stop, device=self.kv.device)
+        return slot(self.pattern, positions, self.row_len, self.num_rows)
 
 
-def slot(pattern: Pattern, pos: int, row_len: int, num_rows: int) -> int:
-    """The slot of position `pos` in the cache of a layer with `pattern`."""
-    row, column = divmod(pos, row_len)
+def slot(pattern: Pattern, pos: Positions, row_len: int, num_rows: int) -> Positions:
+    """The slot of a position, or of each of a tensor of positions, in the cache of a layer with `pattern`."""
+    row, column = pos // row_len, pos % row_len
     if pattern is Pattern.ROW:
         return column
     if pattern is Pattern.COLUMN:

@@ -13,8 +13,8 @@ from .prior import Prior
 
 
 class NativeDecoder:
-    """FP32 arithmetic; weights as FP32, as FP16 where that loses nothing, or as int8. The prompt goes through Prior.prefill
-    in PyTorch.
+    """FP32 arithmetic on weights stored as FP32, as FP16 where that loses nothing, or as int8. The prompt goes through
+    Prior.prefill in PyTorch.
 
     An item's codes depend neither on the batch nor on the number of threads.
     """

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels import reference
 from .config import ConditionerConfig, PriorConfig
 from .convolution import Upsampler
 from .kv_cache import KVCache
-from .transformer import LayerNorm, TransformerLayer
+from .transformer import LayerNorm, PrefillAttention, TransformerLayer
 
 
 class Conditioner(nn.Module):
@@ -74,14 +75,21 @@ class Prior(nn.Module):
             raise ValueError(f"the level {self.config.level} prior has no conditioner")
         return torch.cat([self.conditioner(item) for item in torch.split(upper_codes, 1)]).to(self.dtype)
 
-    def forward(self, codes: Tensor, frame_cond: Tensor | None = None, start_cond: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        codes: Tensor,
+        frame_cond: Tensor | None = None,
+        start_cond: Tensor | None = None,
+        attention: PrefillAttention = reference.prefill_attention,
+    ) -> Tensor:
         """Logits [B, T, V] of every code of `codes` [B, T] (int64), each given those before it.
 
         frame_cond: [B, T, W], start_cond: [B, 1, W]; zeros and the start token where None.
+        attention: the operation that all layers use.
         """
         x = self.embed(codes[:, :-1], 0, frame_cond, start_cond)
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, attention=attention)
         return self.logits(x, frame_cond)
 
     def prefill(
@@ -91,6 +99,7 @@ class Prior(nn.Module):
         start: int = 0,
         frame_cond: Tensor | None = None,
         start_cond: Tensor | None = None,
+        attention: PrefillAttention = reference.prefill_attention,
     ) -> Tensor:
         """Put positions start ... start + T - 1 into the cache and return their hidden states [B, T, W].
 
@@ -99,11 +108,16 @@ class Prior(nn.Module):
         """
         x = self.embed(codes, start, frame_cond, start_cond)
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            x = layer(x, layer_cache, start)
+            x = layer(x, layer_cache, start, attention)
         return x
 
     def prefill_prompt(
-        self, codes: Tensor, cache: KVCache, frame_cond: Tensor | None = None, start_cond: Tensor | None = None
+        self,
+        codes: Tensor,
+        cache: KVCache,
+        frame_cond: Tensor | None = None,
+        start_cond: Tensor | None = None,
+        attention: PrefillAttention = reference.prefill_attention,
     ) -> None:
         """Put a window's prompt, codes [B, n] from position 0 on, into the cache; see `prefill`.
 
@@ -112,7 +126,7 @@ class Prior(nn.Module):
         for item in range(len(codes) if codes.shape[1] else 0):
             one = slice(item, item + 1)
             conditions = (None if cond is None else cond[one] for cond in (frame_cond, start_cond))
-            self.prefill(codes[one, :-1], cache.lane(item), 0, *conditions)
+            self.prefill(codes[one, :-1], cache.lane(item), 0, *conditions, attention=attention)
 
     def decode_step(
         self,
@@ -143,13 +157,12 @@ class Prior(nn.Module):
         return x if frame_cond is None else x + frame_cond[:, start:stop]
 
     def logits(self, x: Tensor, cond: Tensor | None) -> Tensor:
-        """Hidden states [..., W] and their frame condition -> FP32 logits [..., V]."""
+        """Hidden states [..., W] and their frame condition -> logits [..., V], in FP32 at least."""
         if cond is not None:
             x = x + cond
-        if x.dim() == 2:
-            # A decode step: multiplied from this side, the rounding of a row does not depend on how many there are.
-            return (self.token_embedding @ x.T).T.float()
-        return (x @ self.token_embedding.T).float()
+        # A decode step multiplies from this side: the rounding of a row then does not depend on how many there are.
+        y = (self.token_embedding @ x.T).T if x.dim() == 2 else x @ self.token_embedding.T
+        return y if y.dtype == torch.float64 else y.float()
 
     def _start(self, start_cond: Tensor | None, cache: KVCache) -> Tensor:
         if start_cond is not None:

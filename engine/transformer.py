@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +14,9 @@ from ..kernels import reference
 from .config import PriorConfig
 from .kv_cache import LayerCache
 from .patterns import Pattern
+
+# reference.prefill_attention, or another operation of its signature.
+PrefillAttention: TypeAlias = Callable[[Tensor, Tensor, Tensor, str, int, int, int], Tensor]
 
 
 class Projection(nn.Module):
@@ -51,7 +57,13 @@ class TransformerLayer(nn.Module):
         self.up = Projection(config.width, config.mlp_width)
         self.down = Projection(config.mlp_width, config.width)
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None, start: int = 0) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cache: LayerCache | None = None,
+        start: int = 0,
+        attention: PrefillAttention = reference.prefill_attention,
+    ) -> Tensor:
         """x [B, T, W] of positions start ... start + T - 1 -> the same shape. With a cache, its keys and values of
         earlier positions are seen and those of the chunk are kept; without one, `start` must be 0."""
         # [B, T, 3, H, D]
@@ -63,7 +75,7 @@ class TransformerLayer(nn.Module):
             past = cache.past(start)
             cache.store(qkv[:, :, 1:].permute(2, 0, 1, 3, 4), start)
             k, v = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
-        a = reference.prefill_attention(q, k, v, self.pattern.value, self.row_len, start, key_start)
+        a = attention(q, k, v, self.pattern.value, self.row_len, start, key_start)
         return self._residual(x, self.proj(a.flatten(2)))
 
     def decode(self, x: Tensor, cache: LayerCache, pos: int) -> Tensor:

@@ -1,8 +1,9 @@
 """Compile the kernels ahead of time, without a GPU, at the shapes that the presets launch.
 
 `python -m fastjukebox.kernels.aot --json bench/results/aot.json` writes what each needs on each architecture:
-registers per thread, shared memory per program, and stack and local memory per thread, which must be zero in the
-decode kernels.
+registers per thread, shared memory per program, and stack and local memory per thread. It fails if a kernel asks for
+more shared memory than its architecture gives a program, or if a decode kernel uses stack or local memory. Triton's
+cache keeps what was compiled, so that an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -30,7 +31,19 @@ from .packing import PackedWeight
 from .pattern_groups import Specialization
 from .reference import attention_parts
 
-ARCHITECTURES = (60, 70, 75, 80, 90, 100)
+# Bytes of shared memory that one program can have on each architecture (CUDA C++ Programming Guide, table "Technical
+# Specifications per Compute Capability"), those included that a launch has to ask for, as Triton's does.
+SHARED_MEMORY = {60: 48 << 10, 70: 96 << 10, 75: 64 << 10, 80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+ARCHITECTURES = tuple(SHARED_MEMORY)
+DECODE_OPS = (
+    "norm_qkv",
+    "cache_attention",
+    "project_attention",
+    "norm_up",
+    "down_residual",
+    "head_logits",
+    "sample_step",
+)
 
 
 class Shape(NamedTuple):
@@ -70,6 +83,20 @@ class Resources:
     shared: int
     stack: int
     local: int
+
+    @property
+    def op(self) -> str:
+        return re.split(r"[\[/]", self.name)[0]
+
+    def violations(self) -> list[str]:
+        """What is wrong with it, in words."""
+        kernel = f"sm_{self.architecture} {self.name}"
+        found = []
+        if self.shared > SHARED_MEMORY[self.architecture]:
+            found.append(f"{kernel}: {self.shared} B of shared memory, more than {SHARED_MEMORY[self.architecture]}")
+        if self.op in DECODE_OPS and self.stack + self.local:
+            found.append(f"{kernel}: {self.stack} B of stack, {self.local} B of local memory")
+        return found
 
 
 def decode_specializations(name: str, shape: Shape, stored: str) -> Iterator[Specialization]:
@@ -118,7 +145,7 @@ def decode_specializations(name: str, shape: Shape, stored: str) -> Iterator[Spe
 
 
 def compile_one(specialization: Specialization, architecture: int) -> Resources:
-    """Compile for one architecture (90: sm_90) and read the result's resource usage out of the binary.
+    """Compile for one architecture (90: sm_90) and read the resource usage out of the binary.
 
     Programmatic dependent launch is part of the kernels from sm_90 on.
     """
@@ -163,8 +190,16 @@ def specializations(architecture: int, name: str, stored: str, attention: bool =
     return list(found.values())
 
 
-def _compile_all(architecture: int, name: str, stored: str, attention: bool) -> list[Resources]:
-    return [compile_one(one, architecture) for one in specializations(architecture, name, stored, attention)]
+def _compile_all(architecture: int, name: str, stored: str, attention: bool, match: str) -> list[Resources]:
+    found = specializations(architecture, name, stored, attention)
+    return [compile_one(one, architecture) for one in found if re.search(match, one.name)]
+
+
+def write_table(path: Path, table: list[Resources]) -> None:
+    """A JSON object with Triton's version and the kernels, one a line."""
+    rows = ",\n".join(json.dumps(asdict(one)) for one in table)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'{{"triton": "{triton.__version__}", "kernels": [\n{rows}\n]}}\n')
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -172,13 +207,19 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m fastjukebox.kernels.aot", description="Compile the kernels, without a GPU."
     )
     parser.add_argument("--json", type=Path, help="where to write the table")
-    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
+    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, choices=ARCHITECTURES)
     parser.add_argument("--shape", nargs="+", default=tuple(SHAPES), choices=SHAPES)
     parser.add_argument("--stored", nargs="+", default=tuple(STORED), choices=STORED)
     parser.add_argument("--decode-only", action="store_true", help="leave out prefill attention and distillation")
+    parser.add_argument("--match", default="", help="regular expression that a kernel's name must match")
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args(arguments)
-    kinds = [(a, s, k, not options.decode_only) for a in options.arch for s in options.shape for k in options.stored]
+    kinds = [
+        (architecture, shape, stored, not options.decode_only, options.match)
+        for architecture in options.arch
+        for shape in options.shape
+        for stored in options.stored
+    ]
     table: list[Resources] = []
     with ProcessPoolExecutor(options.jobs) as pool:
         for found in pool.map(_compile_all, *zip(*kinds, strict=True)):
@@ -190,9 +231,10 @@ def main(arguments: list[str] | None = None) -> None:
                     flush=True,
                 )
     if options.json:
-        rows = {"triton": triton.__version__, "kernels": [asdict(one) for one in table]}
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        write_table(options.json, table)
+    violations = [line for one in table for line in one.violations()]
+    if violations:
+        raise SystemExit("\n".join(violations))
 
 
 if __name__ == "__main__":

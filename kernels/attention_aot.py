@@ -9,7 +9,7 @@ import torch
 
 from .attention_distance import _distance_group
 from .attention_distance_blocks import distance_keys, distance_queries
-from .pattern_groups import Specialization, Tiles, groups, tiles
+from .pattern_groups import Specialization, Tiles, gradient_tiles, groups, tiles
 from .prefill_attention import _forward
 from .prefill_attention_backward import _backward_group
 from .prefill_attention_blocks import backward_keys, backward_queries
@@ -30,18 +30,17 @@ def attention_specializations(
             label = f"{kernel.__name__.lstrip('_')}[{pattern}]/{name}/{_TYPES[dtype]}"
             return _specialization(label, kernel, pattern, head_dim, dtype, tile, constants)
 
-        forward, group, blocks = (
-            tiles(kind, sizes, head_dim, dtype, capability) for kind in ("forward", "group", "blocks")
-        )
+        forward = tiles("forward", sizes, head_dim, dtype, capability)
+        whole, tile = gradient_tiles(sizes, head_dim, dtype, capability)
         yield one(_forward, forward, ONE_KEY_BLOCK=sizes.keys <= forward.keys)
-        if sizes.queries <= group.queries and sizes.keys <= group.keys:
-            yield one(_backward_group, group)
-            yield one(_distance_group, group, GRADIENT=True)
+        if whole:
+            yield one(_backward_group, tile)
+            yield one(_distance_group, tile, GRADIENT=True)
         else:
-            yield one(backward_queries, blocks)
-            yield one(backward_keys, blocks)
-            yield one(distance_queries, blocks, GRADIENT=True)
-            yield one(distance_keys, blocks)
+            yield one(backward_queries, tile)
+            yield one(backward_keys, tile)
+            yield one(distance_queries, tile, GRADIENT=True)
+            yield one(distance_keys, tile)
 
 
 def _specialization(
@@ -53,8 +52,7 @@ def _specialization(
     tile: Tiles,
     constants: dict[str, bool],
 ) -> Specialization:
-    fixed: dict[str, Any] = {"PATTERN": pattern, "HEAD_DIM": head_dim, **constants}
-    fixed |= {"BLOCK_Q": tile.queries, "BLOCK_K": tile.keys, "BLOCK_D": tile.head_dim}
+    fixed: dict[str, Any] = {"PATTERN": pattern, "HEAD_DIM": head_dim, **constants, **tile.sizes}
     signature, attrs = {}, {}
     for index, argument in enumerate(kernel.arg_names):
         if argument in fixed:

@@ -23,19 +23,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_distance_blocks import both_scores, distance_keys, distance_queries
+from .attention_distance_blocks import both_blocks, distance_keys, distance_queries
 from .pattern_groups import (
     LN_2,
     at_head,
     capability,
+    gradient_tiles,
     groups,
     load_tile,
-    members,
+    own_block,
     run,
+    scores,
     softmax,
     store_tile,
     strides,
-    tiles,
     unit_stride,
 )
 
@@ -65,31 +66,15 @@ def _distance_group(
     BLOCK_D: tl.constexpr,
     GRADIENT: tl.constexpr,
 ):
-    group, heads = tl.program_id(0), tl.num_programs(1)
-    key_group = group - 1 if PATTERN == "previous_row" else group
-    q_member, q_index, q_valid = members(group, 0, row_len, 0, length, PATTERN, BLOCK_Q)
-    k_member, k_index, k_valid = members(key_group, 0, row_len, 0, length, PATTERN, BLOCK_K)
-    q_rows = at_head(q_ptr, stride_b, stride_h) + q_index * stride_t
-    k_rows = at_head(k_ptr, stride_b, stride_h) + k_index * stride_t
-    student, teacher = both_scores(
-        q_rows,
-        at_head(teacher_q_ptr, stride_teacher_b, stride_teacher_h) + q_index * stride_teacher_t,
-        q_valid,
-        q_member,
-        at_head(k_ptr, stride_b, stride_h),
-        at_head(teacher_k_ptr, stride_teacher_b, stride_teacher_h),
-        k_index,
-        k_valid,
-        k_member,
-        stride_t,
-        stride_teacher_t,
-        scale,
-        PATTERN,
-        HEAD_DIM,
-        BLOCK_D,
-    )
-    p = softmax(student)
-    difference = p - softmax(teacher)
+    group, key_group, _ = own_block(0, 1, PATTERN, BLOCK_Q)
+    heads = tl.num_programs(1)
+    q_heads = at_head(q_ptr, stride_b, stride_h), at_head(teacher_q_ptr, stride_teacher_b, stride_teacher_h)
+    k_heads = at_head(k_ptr, stride_b, stride_h), at_head(teacher_k_ptr, stride_teacher_b, stride_teacher_h)
+    strides_t = stride_t, stride_teacher_t
+    q, teacher_q, q_index = both_blocks(q_heads, strides_t, group, 0, row_len, length, PATTERN, BLOCK_Q)
+    k, teacher_k, k_index = both_blocks(k_heads, strides_t, key_group, 0, row_len, length, PATTERN, BLOCK_K)
+    p = softmax(scores(q, k, 0, scale, PATTERN, HEAD_DIM, BLOCK_D))
+    difference = p - softmax(scores(teacher_q, teacher_k, 0, scale, PATTERN, HEAD_DIM, BLOCK_D))
     part = (group * heads + tl.program_id(1)) * tl.num_programs(2) + tl.program_id(2)
     tl.store(part_ptr + part, tl.sum(difference * difference))
     if GRADIENT:
@@ -102,12 +87,10 @@ def _distance_group(
         dk_rows = at_head(dk_ptr, stride_out_b, HEAD_DIM) + k_index * heads * HEAD_DIM
         grad_scale = scale * LN_2
         for start in range(0, HEAD_DIM, BLOCK_D):
-            k = load_tile(k_rows, k_valid, start, HEAD_DIM, BLOCK_D)
-            dq = tl.dot(ds, k, input_precision="ieee") * grad_scale
-            store_tile(dq_rows, q_valid, start, dq, HEAD_DIM, BLOCK_D)
-            q = load_tile(q_rows, q_valid, start, HEAD_DIM, BLOCK_D)
-            dk = tl.dot(ds_keys, q, input_precision="ieee") * grad_scale
-            store_tile(dk_rows, k_valid, start, dk, HEAD_DIM, BLOCK_D)
+            dq = tl.dot(ds, load_tile(k[0], k[1], start, HEAD_DIM, BLOCK_D), input_precision="ieee") * grad_scale
+            store_tile(dq_rows, q[1], start, dq, HEAD_DIM, BLOCK_D)
+            dk = tl.dot(ds_keys, load_tile(q[0], q[1], start, HEAD_DIM, BLOCK_D), input_precision="ieee") * grad_scale
+            store_tile(dk_rows, k[1], start, dk, HEAD_DIM, BLOCK_D)
 
 
 class _AttentionDistance(torch.autograd.Function):
@@ -121,12 +104,8 @@ class _AttentionDistance(torch.autograd.Function):
         # Without gradients nothing is written to these.
         dq, dk = (torch.empty(x.shape if gradient else (1,), dtype=x.dtype, device=x.device) for x in (q, k))
         sizes = groups(pattern, row_len, 0, 0, length)
-        tile = tiles("group", sizes, head_dim, q.dtype, capability(q))
-        whole = sizes.queries <= tile.queries and sizes.keys <= tile.keys
-        if not whole:
-            tile = tiles("blocks", sizes, head_dim, q.dtype, capability(q))
-        options = {"PATTERN": pattern, "HEAD_DIM": head_dim, **tile.options}
-        options |= {"BLOCK_Q": tile.queries, "BLOCK_K": tile.keys, "BLOCK_D": tile.head_dim}
+        whole, tile = gradient_tiles(sizes, head_dim, q.dtype, capability(q))
+        options = {"PATTERN": pattern, "HEAD_DIM": head_dim, **tile.sizes, **tile.options}
         inputs = (q, k, teacher_q, teacher_k, *strides(q, teacher_q), row_len, length)
         scale = math.log2(math.e) / math.sqrt(head_dim)
         shape = (sizes.number, heads, batch) if whole else (batch, heads, length)

@@ -10,34 +10,43 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .pattern_groups import LN_2, at_head, fold, key_blocks, load_tile, log_sum, members, scores, store_tile
+from .pattern_groups import LN_2, at_head, fold, key_blocks, load_tile, log_sum, members, own_block, scores, store_tile
 
 
 @triton.jit
-def both_scores(
-    q_rows,
-    teacher_q_rows,
-    q_valid,
-    q_member,
-    k_head,
-    teacher_k_head,
-    k_index,
-    k_valid,
-    k_member,
-    stride_t,
-    stride_teacher_t,
+def both_blocks(
+    heads,  # this program's in the student and in the teacher
+    strides_t,
+    group,
+    block,
+    row_len,
+    length,
+    PATTERN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A block's (rows, valid, member) in the student and in the teacher, and where it lies."""
+    member, index, valid = members(group, block, row_len, 0, length, PATTERN, BLOCK)
+    return (heads[0] + index * strides_t[0], valid, member), (heads[1] + index * strides_t[1], valid, member), index
+
+
+@triton.jit
+def softmax_and_difference(
+    q,  # rows, valid, member
+    teacher_q,
+    k,
+    teacher_k,
+    log_total,
+    teacher_log_total,
     scale,
     PATTERN: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Scores [queries, keys] of student and teacher."""
-    k_rows, teacher_k_rows = k_head + k_index * stride_t, teacher_k_head + k_index * stride_teacher_t
-    student = scores(q_rows, q_valid, q_member, k_rows, k_valid, k_member, 0, scale, PATTERN, HEAD_DIM, BLOCK_D)
-    teacher = scores(
-        teacher_q_rows, q_valid, q_member, teacher_k_rows, k_valid, k_member, 0, scale, PATTERN, HEAD_DIM, BLOCK_D
-    )
-    return student, teacher
+    """The student's softmax p [queries, keys] and p - p_teacher."""
+    student = scores(q, k, 0, scale, PATTERN, HEAD_DIM, BLOCK_D)
+    teacher = scores(teacher_q, teacher_k, 0, scale, PATTERN, HEAD_DIM, BLOCK_D)
+    p = tl.exp2(student - log_total[:, None])
+    return p, p - tl.exp2(teacher - teacher_log_total[:, None])
 
 
 @triton.jit
@@ -66,64 +75,30 @@ def distance_queries(
     BLOCK_D: tl.constexpr,
     GRADIENT: tl.constexpr,
 ):
-    query_blocks = tl.cdiv(num_members, BLOCK_Q)
-    group, block = tl.program_id(0) // query_blocks, tl.program_id(0) % query_blocks
-    key_group = group - 1 if PATTERN == "previous_row" else group
+    group, key_group, block = own_block(0, num_members, PATTERN, BLOCK_Q)
     heads, positions = tl.num_programs(1), length.to(tl.int64)
-    k_head = at_head(k_ptr, stride_b, stride_h)
-    teacher_k_head = at_head(teacher_k_ptr, stride_teacher_b, stride_teacher_h)
-    q_member, q_index, q_valid = members(group, block, row_len, 0, length, PATTERN, BLOCK_Q)
-    q_rows = at_head(q_ptr, stride_b, stride_h) + q_index * stride_t
-    teacher_q_rows = at_head(teacher_q_ptr, stride_teacher_b, stride_teacher_h) + q_index * stride_teacher_t
+    q_heads = at_head(q_ptr, stride_b, stride_h), at_head(teacher_q_ptr, stride_teacher_b, stride_teacher_h)
+    k_heads = at_head(k_ptr, stride_b, stride_h), at_head(teacher_k_ptr, stride_teacher_b, stride_teacher_h)
+    strides_t = stride_t, stride_teacher_t
+    q, teacher_q, q_index = both_blocks(q_heads, strides_t, group, block, row_len, length, PATTERN, BLOCK_Q)
+    q_valid = q[1]
 
     top, total = tl.full([BLOCK_Q], float("-inf"), tl.float32), tl.zeros([BLOCK_Q], tl.float32)
     teacher_top, teacher_total = top, total
     blocks = key_blocks(block, num_members, 0, PATTERN, BLOCK_Q, BLOCK_K)
     for key_block in range(blocks):
-        k_member, k_index, k_valid = members(key_group, key_block, row_len, 0, length, PATTERN, BLOCK_K)
-        student, teacher = both_scores(
-            q_rows,
-            teacher_q_rows,
-            q_valid,
-            q_member,
-            k_head,
-            teacher_k_head,
-            k_index,
-            k_valid,
-            k_member,
-            stride_t,
-            stride_teacher_t,
-            scale,
-            PATTERN,
-            HEAD_DIM,
-            BLOCK_D,
-        )
-        top, total = fold(student, top, total)
+        k, teacher_k, _ = both_blocks(k_heads, strides_t, key_group, key_block, row_len, length, PATTERN, BLOCK_K)
+        top, total = fold(scores(q, k, 0, scale, PATTERN, HEAD_DIM, BLOCK_D), top, total)
+        teacher = scores(teacher_q, teacher_k, 0, scale, PATTERN, HEAD_DIM, BLOCK_D)
         teacher_top, teacher_total = fold(teacher, teacher_top, teacher_total)
     log_total, teacher_log_total = log_sum(top, total), log_sum(teacher_top, teacher_total)
 
     distance, inner = tl.zeros([BLOCK_Q], tl.float32), tl.zeros([BLOCK_Q], tl.float32)
     for key_block in range(blocks):
-        k_member, k_index, k_valid = members(key_group, key_block, row_len, 0, length, PATTERN, BLOCK_K)
-        student, teacher = both_scores(
-            q_rows,
-            teacher_q_rows,
-            q_valid,
-            q_member,
-            k_head,
-            teacher_k_head,
-            k_index,
-            k_valid,
-            k_member,
-            stride_t,
-            stride_teacher_t,
-            scale,
-            PATTERN,
-            HEAD_DIM,
-            BLOCK_D,
+        k, teacher_k, _ = both_blocks(k_heads, strides_t, key_group, key_block, row_len, length, PATTERN, BLOCK_K)
+        p, difference = softmax_and_difference(
+            q, teacher_q, k, teacher_k, log_total, teacher_log_total, scale, PATTERN, HEAD_DIM, BLOCK_D
         )
-        p = tl.exp2(student - log_total[:, None])
-        difference = p - tl.exp2(teacher - teacher_log_total[:, None])
         distance += tl.sum(difference * difference, axis=1)
         inner += tl.sum(p * difference, axis=1)
     tl.store(at_head(part_ptr, positions * heads, positions) + q_index, distance, mask=q_valid)
@@ -138,29 +113,14 @@ def distance_queries(
         for start in range(0, HEAD_DIM, BLOCK_D):
             dq = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
             for key_block in range(blocks):
-                k_member, k_index, k_valid = members(key_group, key_block, row_len, 0, length, PATTERN, BLOCK_K)
-                student, teacher = both_scores(
-                    q_rows,
-                    teacher_q_rows,
-                    q_valid,
-                    q_member,
-                    k_head,
-                    teacher_k_head,
-                    k_index,
-                    k_valid,
-                    k_member,
-                    stride_t,
-                    stride_teacher_t,
-                    scale,
-                    PATTERN,
-                    HEAD_DIM,
-                    BLOCK_D,
+                k, teacher_k, _ = both_blocks(
+                    k_heads, strides_t, key_group, key_block, row_len, length, PATTERN, BLOCK_K
                 )
-                p = tl.exp2(student - log_total[:, None])
-                difference = p - tl.exp2(teacher - teacher_log_total[:, None])
+                p, difference = softmax_and_difference(
+                    q, teacher_q, k, teacher_k, log_total, teacher_log_total, scale, PATTERN, HEAD_DIM, BLOCK_D
+                )
                 ds = (2.0 * p * (difference - inner[:, None])).to(q_ptr.dtype.element_ty)
-                k = load_tile(k_head + k_index * stride_t, k_valid, start, HEAD_DIM, BLOCK_D)
-                dq = tl.dot(ds, k, dq, input_precision="ieee")
+                dq = tl.dot(ds, load_tile(k[0], k[1], start, HEAD_DIM, BLOCK_D), dq, input_precision="ieee")
             store_tile(dq_rows, q_valid, start, dq * (scale * LN_2), HEAD_DIM, BLOCK_D)
 
 
@@ -188,16 +148,14 @@ def distance_keys(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    blocks = tl.cdiv(num_members, BLOCK_K)
-    group, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
-    key_group = group - 1 if PATTERN == "previous_row" else group
+    group, key_group, block = own_block(0, num_members, PATTERN, BLOCK_K)
     heads, positions = tl.num_programs(1), length.to(tl.int64)
-    q_head, k_head = at_head(q_ptr, stride_b, stride_h), at_head(k_ptr, stride_b, stride_h)
-    teacher_q_head = at_head(teacher_q_ptr, stride_teacher_b, stride_teacher_h)
-    teacher_k_head = at_head(teacher_k_ptr, stride_teacher_b, stride_teacher_h)
+    q_heads = at_head(q_ptr, stride_b, stride_h), at_head(teacher_q_ptr, stride_teacher_b, stride_teacher_h)
+    k_heads = at_head(k_ptr, stride_b, stride_h), at_head(teacher_k_ptr, stride_teacher_b, stride_teacher_h)
+    strides_t = stride_t, stride_teacher_t
     stats_head = at_head(stats_ptr, positions * heads, positions)
     one_stat = positions * heads * tl.num_programs(2)
-    k_member, k_index, k_valid = members(key_group, block, row_len, 0, length, PATTERN, BLOCK_K)
+    k, teacher_k, k_index = both_blocks(k_heads, strides_t, key_group, block, row_len, length, PATTERN, BLOCK_K)
     dk_rows = at_head(dk_ptr, positions * heads * HEAD_DIM, HEAD_DIM) + k_index * heads * HEAD_DIM
     first_block = 0
     if PATTERN != "previous_row":
@@ -205,32 +163,17 @@ def distance_keys(
     for start in range(0, HEAD_DIM, BLOCK_D):
         dk = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
         for query_block in range(first_block, tl.cdiv(num_members, BLOCK_Q)):
-            q_member, q_index, q_valid = members(group, query_block, row_len, 0, length, PATTERN, BLOCK_Q)
-            q_rows, teacher_q_rows = q_head + q_index * stride_t, teacher_q_head + q_index * stride_teacher_t
-            student, teacher = both_scores(
-                q_rows,
-                teacher_q_rows,
-                q_valid,
-                q_member,
-                k_head,
-                teacher_k_head,
-                k_index,
-                k_valid,
-                k_member,
-                stride_t,
-                stride_teacher_t,
-                scale,
-                PATTERN,
-                HEAD_DIM,
-                BLOCK_D,
+            q, teacher_q, q_index = both_blocks(
+                q_heads, strides_t, group, query_block, row_len, length, PATTERN, BLOCK_Q
             )
             stats = stats_head + q_index
-            log_total = tl.load(stats, mask=q_valid, other=0.0)
-            teacher_log_total = tl.load(stats + one_stat, mask=q_valid, other=0.0)
-            inner = tl.load(stats + 2 * one_stat, mask=q_valid, other=0.0)
-            p = tl.exp2(student - log_total[:, None])
-            difference = p - tl.exp2(teacher - teacher_log_total[:, None])
+            log_total = tl.load(stats, mask=q[1], other=0.0)
+            teacher_log_total = tl.load(stats + one_stat, mask=q[1], other=0.0)
+            inner = tl.load(stats + 2 * one_stat, mask=q[1], other=0.0)
+            p, difference = softmax_and_difference(
+                q, teacher_q, k, teacher_k, log_total, teacher_log_total, scale, PATTERN, HEAD_DIM, BLOCK_D
+            )
             ds = (2.0 * p * (difference - inner[:, None])).to(q_ptr.dtype.element_ty)
-            q = load_tile(q_rows, q_valid, start, HEAD_DIM, BLOCK_D)
-            dk = tl.dot(tl.trans(ds), q, dk, input_precision="ieee")
-        store_tile(dk_rows, k_valid, start, dk * (scale * LN_2), HEAD_DIM, BLOCK_D)
+            queries = load_tile(q[0], q[1], start, HEAD_DIM, BLOCK_D)
+            dk = tl.dot(tl.trans(ds), queries, dk, input_precision="ieee")
+        store_tile(dk_rows, k[1], start, dk * (scale * LN_2), HEAD_DIM, BLOCK_D)

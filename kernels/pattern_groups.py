@@ -59,20 +59,25 @@ class Tiles(NamedTuple):
     num_stages: int
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """The kernels' parameters of these names."""
+        return {"BLOCK_Q": self.queries, "BLOCK_K": self.keys, "BLOCK_D": self.head_dim}
+
+    @property
     def options(self) -> dict[str, Any]:
         """What a launch needs besides the sizes. FP fusion makes a product and a sum one instruction."""
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
 
 
 # By how matrix products run (see `unit`) and kernel: "forward" holds one score tile, "group" two and a whole group,
-# "blocks" walks groups that do not fit. Chosen so that nothing spills at head dims up to 480.
+# "blocks" walks groups that do not fit. Nothing spills more than some 50 B per thread: see bench/results/aot.json.
 TILES = {
     ("tensor", "forward"): Tiles(64, 128, 64, 4, 2),
     ("tensor", "group"): Tiles(128, 128, 32, 8, 1),
     ("tensor", "blocks"): Tiles(64, 64, 64, 4, 2),
     ("turing", "forward"): Tiles(32, 128, 16, 4, 1),
     ("turing", "group"): Tiles(64, 64, 16, 8, 1),
-    ("turing", "blocks"): Tiles(32, 32, 16, 4, 1),
+    ("turing", "blocks"): Tiles(32, 32, 32, 4, 1),
     ("scalar", "forward"): Tiles(32, 128, 16, 4, 1),
     ("scalar", "group"): Tiles(64, 64, 16, 8, 1),
     ("scalar", "blocks"): Tiles(32, 32, 16, 4, 1),
@@ -87,14 +92,27 @@ def unit(dtype: torch.dtype, capability: int) -> str:
 
 
 def tiles(kernel: str, sizes: Groups, head_dim: int, dtype: torch.dtype, capability: int) -> Tiles:
-    """The tiles of `kernel`, no larger than the groups need. Products take at least 16 in each dimension."""
+    """The tiles of `kernel`, no larger than the groups need. Products take at least 16 in each dimension.
+
+    A head dim that is no multiple of 16 starts heads at any address, so vectors are loaded an element at a time. That
+    takes so many registers that longer chunks than 16 spill.
+    """
     most = TILES[unit(dtype, capability), kernel]
+    chunk = most.head_dim if head_dim % 16 == 0 else 16
     queries, keys, chunk = (
-        min(max(triton.next_power_of_2(size), 16), limit)
-        for size, limit in zip((sizes.queries, sizes.keys, head_dim), most[:3], strict=True)
+        max(min(triton.next_power_of_2(size), limit), 16)
+        for size, limit in ((sizes.queries, most.queries), (sizes.keys, most.keys), (head_dim, chunk))
     )
     # A warp for every 256 scores is plenty.
     return Tiles(queries, keys, chunk, min(most.num_warps, max(1, queries * keys // 256)), most.num_stages)
+
+
+def gradient_tiles(sizes: Groups, head_dim: int, dtype: torch.dtype, capability: int) -> tuple[bool, Tiles]:
+    """Whether one program takes a whole group, and the tiles: of "group" if so, otherwise of "blocks"."""
+    tile = tiles("group", sizes, head_dim, dtype, capability)
+    if sizes.queries <= tile.queries and sizes.keys <= tile.keys:
+        return True, tile
+    return False, tiles("blocks", sizes, head_dim, dtype, capability)
 
 
 def capability(x: Tensor) -> int:
@@ -138,6 +156,16 @@ class Specialization(NamedTuple):
 def at_head(ptr, stride_b, stride_h):
     """`ptr` moved to this program's batch item and head, which are its second and third grid axes."""
     return ptr + tl.program_id(2).to(tl.int64) * stride_b + tl.program_id(1).to(tl.int64) * stride_h
+
+
+@triton.jit
+def own_block(first_group, num_members, PATTERN: tl.constexpr, BLOCK: tl.constexpr):
+    """This program's group of queries, the group of keys that they see, and its block of one of both: the first grid
+    axis counts the blocks of all groups."""
+    blocks = tl.cdiv(num_members, BLOCK)
+    group = first_group + tl.program_id(0) // blocks
+    key_group = group - 1 if PATTERN == "previous_row" else group
+    return group, key_group, tl.program_id(0) % blocks
 
 
 @triton.jit
@@ -192,12 +220,8 @@ def products(a_rows, a_valid, b_rows, b_valid, HEAD_DIM: tl.constexpr, BLOCK_D: 
 
 @triton.jit
 def scores(
-    q_rows,
-    q_valid,
-    q_member,
-    k_rows,
-    k_valid,
-    k_member,
+    queries,  # rows, valid, member
+    keys,  # rows, valid, member
     offset,
     scale,  # log2(e) / sqrt(D): the softmax is taken in base 2
     PATTERN: tl.constexpr,
@@ -205,6 +229,8 @@ def scores(
     BLOCK_D: tl.constexpr,
 ):
     """[queries, keys] scaled scores, -inf where the query does not see the key."""
+    q_rows, q_valid, q_member = queries
+    k_rows, k_valid, k_member = keys
     score = products(q_rows, q_valid, k_rows, k_valid, HEAD_DIM, BLOCK_D) * scale
     visible = q_valid[:, None] & k_valid[None, :]
     if PATTERN != "previous_row":

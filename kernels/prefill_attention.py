@@ -35,6 +35,7 @@ from .pattern_groups import (
     load_tile,
     log_sum,
     members,
+    own_block,
     run,
     scores,
     softmax,
@@ -75,24 +76,21 @@ def _forward(
     BLOCK_D: tl.constexpr,
     ONE_KEY_BLOCK: tl.constexpr,
 ):
-    query_blocks = tl.cdiv(num_queries, BLOCK_Q)
-    block = tl.program_id(0) % query_blocks
-    group = first_group + tl.program_id(0) // query_blocks
-    key_group = group - 1 if PATTERN == "previous_row" else group
+    group, key_group, block = own_block(first_group, num_queries, PATTERN, BLOCK_Q)
     length, heads = stop - query_start, tl.num_programs(1)
     q_head, k_head = at_head(q_ptr, stride_qb, stride_qh), at_head(k_ptr, stride_kb, stride_kh)
     v_head = at_head(v_ptr, stride_kb, stride_kh)
     out_head = at_head(out_ptr, length.to(tl.int64) * heads * HEAD_DIM, HEAD_DIM)
 
     q_member, q_index, q_valid = members(group, block, row_len, query_start, stop, PATTERN, BLOCK_Q)
-    q_rows = q_head + q_index * stride_qt
+    queries = q_head + q_index * stride_qt, q_valid, q_member
     out_rows = out_head + q_index * heads * HEAD_DIM
     top = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_Q], tl.float32)
     if ONE_KEY_BLOCK:
         k_member, k_index, k_valid = members(key_group, 0, row_len, key_start, stop, PATTERN, BLOCK_K)
-        k_rows, v_rows = k_head + k_index * stride_kt, v_head + k_index * stride_kt
-        score = scores(q_rows, q_valid, q_member, k_rows, k_valid, k_member, offset, scale, PATTERN, HEAD_DIM, BLOCK_D)
+        keys, v_rows = (k_head + k_index * stride_kt, k_valid, k_member), v_head + k_index * stride_kt
+        score = scores(queries, keys, offset, scale, PATTERN, HEAD_DIM, BLOCK_D)
         top, total = fold(score, top, total)
         log_total = log_sum(top, total)
         p = softmax(score).to(v_ptr.dtype.element_ty)
@@ -103,20 +101,16 @@ def _forward(
         blocks = key_blocks(block, num_keys, offset, PATTERN, BLOCK_Q, BLOCK_K)
         for key_block in range(blocks):
             k_member, k_index, k_valid = members(key_group, key_block, row_len, key_start, stop, PATTERN, BLOCK_K)
-            k_rows = k_head + k_index * stride_kt
-            score = scores(
-                q_rows, q_valid, q_member, k_rows, k_valid, k_member, offset, scale, PATTERN, HEAD_DIM, BLOCK_D
-            )
+            keys = k_head + k_index * stride_kt, k_valid, k_member
+            score = scores(queries, keys, offset, scale, PATTERN, HEAD_DIM, BLOCK_D)
             top, total = fold(score, top, total)
         log_total = log_sum(top, total)
         for start in range(0, HEAD_DIM, BLOCK_D):
             out = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
             for key_block in range(blocks):
                 k_member, k_index, k_valid = members(key_group, key_block, row_len, key_start, stop, PATTERN, BLOCK_K)
-                k_rows, v_rows = k_head + k_index * stride_kt, v_head + k_index * stride_kt
-                score = scores(
-                    q_rows, q_valid, q_member, k_rows, k_valid, k_member, offset, scale, PATTERN, HEAD_DIM, BLOCK_D
-                )
+                keys, v_rows = (k_head + k_index * stride_kt, k_valid, k_member), v_head + k_index * stride_kt
+                score = scores(queries, keys, offset, scale, PATTERN, HEAD_DIM, BLOCK_D)
                 p = tl.exp2(score - log_total[:, None]).to(v_ptr.dtype.element_ty)
                 v = load_tile(v_rows, k_valid, start, HEAD_DIM, BLOCK_D)
                 out = tl.dot(p, v, out, input_precision="ieee")
@@ -161,10 +155,8 @@ class _PrefillAttention(torch.autograd.Function):
             math.log2(math.e) / math.sqrt(head_dim),
             PATTERN=pattern,
             HEAD_DIM=head_dim,
-            BLOCK_Q=tile.queries,
-            BLOCK_K=tile.keys,
-            BLOCK_D=tile.head_dim,
             ONE_KEY_BLOCK=sizes.keys <= tile.keys,
+            **tile.sizes,
             **tile.options,
         )
         ctx.save_for_backward(q, k, v, log_sums)

@@ -15,16 +15,17 @@ from .pattern_groups import (
     LN_2,
     at_head,
     capability,
+    gradient_tiles,
     groups,
     load_tile,
     members,
+    own_block,
     products,
     run,
     scores,
     softmax,
     store_tile,
     strides,
-    tiles,
 )
 from .prefill_attention_blocks import backward_keys, backward_queries
 
@@ -59,8 +60,7 @@ def _backward_group(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    group = first_group + tl.program_id(0)
-    key_group = group - 1 if PATTERN == "previous_row" else group
+    group, key_group, _ = own_block(first_group, 1, PATTERN, BLOCK_Q)
     heads, length, key_length = tl.num_programs(1), (stop - query_start).to(tl.int64), (stop - key_start).to(tl.int64)
     q_head, k_head = at_head(q_ptr, stride_qb, stride_qh), at_head(k_ptr, stride_kb, stride_kh)
     v_head, dout_head = at_head(v_ptr, stride_kb, stride_kh), at_head(dout_ptr, length * heads * HEAD_DIM, HEAD_DIM)
@@ -68,13 +68,19 @@ def _backward_group(
     k_member, k_index, k_valid = members(key_group, 0, row_len, key_start, stop, PATTERN, BLOCK_K)
     q_rows, dout_rows = q_head + q_index * stride_qt, dout_head + q_index * heads * HEAD_DIM
     k_rows, v_rows = k_head + k_index * stride_kt, v_head + k_index * stride_kt
-    p = softmax(scores(q_rows, q_valid, q_member, k_rows, k_valid, k_member, offset, scale, PATTERN, HEAD_DIM, BLOCK_D))
-    dp = products(dout_rows, q_valid, v_rows, k_valid, HEAD_DIM, BLOCK_D)
-    ds = (p * (dp - tl.expand_dims(tl.sum(p * dp, axis=1), 1))).to(q_ptr.dtype.element_ty)
-    ds_keys, p_keys = tl.trans(ds), tl.trans(p.to(q_ptr.dtype.element_ty))
     dq_rows = at_head(dq_ptr, length * heads * HEAD_DIM, HEAD_DIM) + q_index * heads * HEAD_DIM
     dk_rows = at_head(dk_ptr, key_length * heads * HEAD_DIM, HEAD_DIM) + k_index * heads * HEAD_DIM
     dv_rows = at_head(dv_ptr, key_length * heads * HEAD_DIM, HEAD_DIM) + k_index * heads * HEAD_DIM
+    queries, keys = (q_rows, q_valid, q_member), (k_rows, k_valid, k_member)
+    p = softmax(scores(queries, keys, offset, scale, PATTERN, HEAD_DIM, BLOCK_D))
+    # In a loop of its own, dv shares its memory with what the next loop holds.
+    p_keys = tl.trans(p.to(q_ptr.dtype.element_ty))
+    for start in range(0, HEAD_DIM, BLOCK_D):
+        dout = load_tile(dout_rows, q_valid, start, HEAD_DIM, BLOCK_D)
+        store_tile(dv_rows, k_valid, start, tl.dot(p_keys, dout, input_precision="ieee"), HEAD_DIM, BLOCK_D)
+    dp = products(dout_rows, q_valid, v_rows, k_valid, HEAD_DIM, BLOCK_D)
+    ds = (p * (dp - tl.expand_dims(tl.sum(p * dp, axis=1), 1))).to(q_ptr.dtype.element_ty)
+    ds_keys = tl.trans(ds)
     for start in range(0, HEAD_DIM, BLOCK_D):
         k = load_tile(k_rows, k_valid, start, HEAD_DIM, BLOCK_D)
         dq = tl.dot(ds, k, input_precision="ieee") * (scale * LN_2)
@@ -82,9 +88,6 @@ def _backward_group(
         q = load_tile(q_rows, q_valid, start, HEAD_DIM, BLOCK_D)
         dk = tl.dot(ds_keys, q, input_precision="ieee") * (scale * LN_2)
         store_tile(dk_rows, k_valid, start, dk, HEAD_DIM, BLOCK_D)
-        dout = load_tile(dout_rows, q_valid, start, HEAD_DIM, BLOCK_D)
-        dv = tl.dot(p_keys, dout, input_precision="ieee")
-        store_tile(dv_rows, k_valid, start, dv, HEAD_DIM, BLOCK_D)
 
 
 def attention_gradients(
@@ -103,12 +106,8 @@ def attention_gradients(
     batch, _, heads, head_dim = q.shape
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     sizes = groups(pattern, row_len, query_start, key_start, stop)
-    tile = tiles("group", sizes, head_dim, q.dtype, capability(q))
-    whole = sizes.queries <= tile.queries and sizes.keys <= tile.keys
-    if not whole:
-        tile = tiles("blocks", sizes, head_dim, q.dtype, capability(q))
-    options = {"PATTERN": pattern, "HEAD_DIM": head_dim, **tile.options}
-    options |= {"BLOCK_Q": tile.queries, "BLOCK_K": tile.keys, "BLOCK_D": tile.head_dim}
+    whole, tile = gradient_tiles(sizes, head_dim, q.dtype, capability(q))
+    options = {"PATTERN": pattern, "HEAD_DIM": head_dim, **tile.sizes, **tile.options}
     dout = dout.contiguous()
     inputs = (q, k, v, *strides(q, k), row_len, query_start, key_start, stop)
     inputs = (*inputs, sizes.first, sizes.queries, sizes.keys, sizes.offset, math.log2(math.e) / math.sqrt(head_dim))

@@ -11,19 +11,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .pattern_groups import LN_2, at_head, key_blocks, load_tile, members, products, scores, store_tile
+from .pattern_groups import LN_2, at_head, key_blocks, load_tile, members, own_block, products, scores, store_tile
 
 
 @triton.jit
 def softmax_and_gradient(
     dout_rows,
     log_total,
-    q_rows,
-    q_valid,
-    q_member,
-    k_rows,
-    k_valid,
-    k_member,
+    queries,  # rows, valid, member
+    keys,  # rows, valid, member
     v_rows,
     offset,
     scale,
@@ -32,8 +28,8 @@ def softmax_and_gradient(
     BLOCK_D: tl.constexpr,
 ):
     """The softmax p [queries, keys] and the loss's gradient towards it."""
-    score = scores(q_rows, q_valid, q_member, k_rows, k_valid, k_member, offset, scale, PATTERN, HEAD_DIM, BLOCK_D)
-    dp = products(dout_rows, q_valid, v_rows, k_valid, HEAD_DIM, BLOCK_D)
+    score = scores(queries, keys, offset, scale, PATTERN, HEAD_DIM, BLOCK_D)
+    dp = products(dout_rows, queries[1], v_rows, keys[1], HEAD_DIM, BLOCK_D)
     return tl.exp2(score - log_total[:, None]), dp
 
 
@@ -67,37 +63,21 @@ def backward_queries(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    query_blocks = tl.cdiv(num_queries, BLOCK_Q)
-    block = tl.program_id(0) % query_blocks
-    group = first_group + tl.program_id(0) // query_blocks
-    key_group = group - 1 if PATTERN == "previous_row" else group
+    group, key_group, block = own_block(first_group, num_queries, PATTERN, BLOCK_Q)
     heads, length = tl.num_programs(1), (stop - query_start).to(tl.int64)
     q_head, k_head = at_head(q_ptr, stride_qb, stride_qh), at_head(k_ptr, stride_kb, stride_kh)
     v_head, dout_head = at_head(v_ptr, stride_kb, stride_kh), at_head(dout_ptr, length * heads * HEAD_DIM, HEAD_DIM)
     log_sums = at_head(log_sum_ptr, length * heads, length)
     q_member, q_index, q_valid = members(group, block, row_len, query_start, stop, PATTERN, BLOCK_Q)
-    q_rows, dout_rows = q_head + q_index * stride_qt, dout_head + q_index * heads * HEAD_DIM
+    queries, dout_rows = (q_head + q_index * stride_qt, q_valid, q_member), dout_head + q_index * heads * HEAD_DIM
     log_total = tl.load(log_sums + q_index, mask=q_valid, other=0.0)
     delta = tl.zeros([BLOCK_Q], tl.float32)
     blocks = key_blocks(block, num_keys, offset, PATTERN, BLOCK_Q, BLOCK_K)
     for key_block in range(blocks):
         k_member, k_index, k_valid = members(key_group, key_block, row_len, key_start, stop, PATTERN, BLOCK_K)
-        k_rows, v_rows = k_head + k_index * stride_kt, v_head + k_index * stride_kt
+        keys, v_rows = (k_head + k_index * stride_kt, k_valid, k_member), v_head + k_index * stride_kt
         p, dp = softmax_and_gradient(
-            dout_rows,
-            log_total,
-            q_rows,
-            q_valid,
-            q_member,
-            k_rows,
-            k_valid,
-            k_member,
-            v_rows,
-            offset,
-            scale,
-            PATTERN,
-            HEAD_DIM,
-            BLOCK_D,
+            dout_rows, log_total, queries, keys, v_rows, offset, scale, PATTERN, HEAD_DIM, BLOCK_D
         )
         delta += tl.sum(p * dp, axis=1)
     tl.store(at_head(delta_ptr, length * heads, length) + q_index, delta, mask=q_valid)
@@ -107,21 +87,9 @@ def backward_queries(
         for key_block in range(blocks):
             k_member, k_index, k_valid = members(key_group, key_block, row_len, key_start, stop, PATTERN, BLOCK_K)
             k_rows, v_rows = k_head + k_index * stride_kt, v_head + k_index * stride_kt
+            keys = k_rows, k_valid, k_member
             p, dp = softmax_and_gradient(
-                dout_rows,
-                log_total,
-                q_rows,
-                q_valid,
-                q_member,
-                k_rows,
-                k_valid,
-                k_member,
-                v_rows,
-                offset,
-                scale,
-                PATTERN,
-                HEAD_DIM,
-                BLOCK_D,
+                dout_rows, log_total, queries, keys, v_rows, offset, scale, PATTERN, HEAD_DIM, BLOCK_D
             )
             ds = (p * (dp - delta[:, None])).to(q_ptr.dtype.element_ty)
             dq = tl.dot(ds, load_tile(k_rows, k_valid, start, HEAD_DIM, BLOCK_D), dq, input_precision="ieee")
@@ -159,10 +127,7 @@ def backward_keys(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    blocks = tl.cdiv(num_keys, BLOCK_K)
-    block = tl.program_id(0) % blocks
-    group = first_group + tl.program_id(0) // blocks
-    key_group = group - 1 if PATTERN == "previous_row" else group
+    group, key_group, block = own_block(first_group, num_keys, PATTERN, BLOCK_K)
     heads, length, key_length = tl.num_programs(1), (stop - query_start).to(tl.int64), (stop - key_start).to(tl.int64)
     q_head, k_head = at_head(q_ptr, stride_qb, stride_qh), at_head(k_ptr, stride_kb, stride_kh)
     v_head, dout_head = at_head(v_ptr, stride_kb, stride_kh), at_head(dout_ptr, length * heads * HEAD_DIM, HEAD_DIM)
@@ -170,6 +135,7 @@ def backward_keys(
     deltas = at_head(delta_ptr, length * heads, length)
     k_member, k_index, k_valid = members(key_group, block, row_len, key_start, stop, PATTERN, BLOCK_K)
     k_rows, v_rows = k_head + k_index * stride_kt, v_head + k_index * stride_kt
+    keys = k_rows, k_valid, k_member
     dk_rows = at_head(dk_ptr, key_length * heads * HEAD_DIM, HEAD_DIM) + k_index * heads * HEAD_DIM
     dv_rows = at_head(dv_ptr, key_length * heads * HEAD_DIM, HEAD_DIM) + k_index * heads * HEAD_DIM
     first_block = 0
@@ -182,23 +148,11 @@ def backward_keys(
         for query_block in range(first_block, tl.cdiv(num_queries, BLOCK_Q)):
             q_member, q_index, q_valid = members(group, query_block, row_len, query_start, stop, PATTERN, BLOCK_Q)
             q_rows, dout_rows = q_head + q_index * stride_qt, dout_head + q_index * heads * HEAD_DIM
+            queries = q_rows, q_valid, q_member
             log_total = tl.load(log_sums + q_index, mask=q_valid, other=0.0)
             delta = tl.load(deltas + q_index, mask=q_valid, other=0.0)
             p, dp = softmax_and_gradient(
-                dout_rows,
-                log_total,
-                q_rows,
-                q_valid,
-                q_member,
-                k_rows,
-                k_valid,
-                k_member,
-                v_rows,
-                offset,
-                scale,
-                PATTERN,
-                HEAD_DIM,
-                BLOCK_D,
+                dout_rows, log_total, queries, keys, v_rows, offset, scale, PATTERN, HEAD_DIM, BLOCK_D
             )
             ds = tl.trans((p * (dp - delta[:, None])).to(q_ptr.dtype.element_ty))
             dk = tl.dot(ds, load_tile(q_rows, q_valid, start, HEAD_DIM, BLOCK_D), dk, input_precision="ieee")

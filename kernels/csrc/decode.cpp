@@ -17,28 +17,6 @@
 
 #include "threads.h"
 
-// The least of `logits` [count] that top-k and then top-p keep; see reference.filter_logits.
-static float filter_threshold(const float *logits, int count, int top_k, float top_p) {
-  std::vector<float> ranked(logits, logits + count);
-  std::sort(ranked.begin(), ranked.end(), std::greater<float>());
-  int kept = count;
-  if (top_k > 0 && top_k < count) {
-    // Codes that tie with the last one stay.
-    for (kept = top_k; kept < count && ranked[kept] == ranked[top_k - 1];) ++kept;
-  }
-  if (top_p < 1.0f) {
-    double total = 0, mass = 0;
-    for (int rank = 0; rank < kept; ++rank) total += std::exp(double(ranked[rank]) - ranked[0]);
-    int rank = 0;
-    for (; rank < kept; ++rank) {
-      mass += std::exp(double(ranked[rank]) - ranked[0]);
-      if (mass > top_p * total) break;
-    }
-    kept = std::min(rank + 1, kept);
-  }
-  return ranked[kept - 1];
-}
-
 // TILE: rows of activations that one pass over a panel serves, as many as the registers hold.
 // ISA: the compiler's own macros do not follow the pragmas below.
 #define ISA 0

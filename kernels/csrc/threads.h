@@ -8,33 +8,38 @@
 #include <thread>
 #include <vector>
 
+// Each thread tells in a cache line of its own how often it has arrived, and reads those of the others: the way from the
+// last one's arrival to the others' leaving is one transfer between cores, where a shared counter takes three.
 class Barrier {
  public:
-  explicit Barrier(int count) : count_(count) {}
+  explicit Barrier(int count) : flags_(count) {}
 
-  void wait() {
-    const unsigned phase = phase_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count_ - 1) {
-      arrived_.store(0, std::memory_order_relaxed);
-      phase_.store(phase + 1, std::memory_order_release);
-      return;
-    }
-    // On a busy machine a partner may not be running at all: give way after a while.
-    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
-      if (spins > 2000) {
-        sched_yield();
-      } else {
+  // While it waits, a thread fetches [next, end), what it will read first, into its cache.
+  void wait(int id, const char *next = nullptr, const char *end = nullptr) {
+    const unsigned arrived = flags_[id].arrived.load(std::memory_order_relaxed) + 1;
+    flags_[id].arrived.store(arrived, std::memory_order_release);
+    for (auto &flag : flags_) {
+      for (int spins = 0; int(flag.arrived.load(std::memory_order_acquire) - arrived) < 0; ++spins) {
+        if (next < end) {
+          __builtin_prefetch(next);
+          next += 64;
+        } else if (spins > 4000) {
+          // On a busy machine a partner may not be running at all.
+          sched_yield();
+        } else if (spins > 100) {
 #if defined(__x86_64__)
-        __builtin_ia32_pause();
+          __builtin_ia32_pause();
 #endif
+        }
       }
     }
   }
 
  private:
-  const int count_;
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<unsigned> phase_{0};
+  struct alignas(128) Flag {
+    std::atomic<unsigned> arrived{0};
+  };
+  std::vector<Flag> flags_;
 };
 
 template <typename Work>

@@ -1,11 +1,17 @@
 """Codebook averages, and one level trained on one clip."""
 
+import functools
+
 import numpy as np
 import pytest
+import soundfile
 import torch
-from fastjukebox.distill.dataset import AudioCrops
-from fastjukebox.distill.stage import Budget, TrainingDiverged
-from fastjukebox.distill.vqvae import CodebookAverage, LevelTrainer, VQVAETraining, load_level, train_level
+from fastjukebox.distill import losses
+from fastjukebox.distill import vqvae as vqvae_module
+from fastjukebox.distill.audio_crops import AudioCrops
+from fastjukebox.distill.audio_folder import scan
+from fastjukebox.distill.trainer import Budget
+from fastjukebox.distill.vqvae import CodebookAverage, LevelObjective, VQVAETraining, load_level, train_level
 from fastjukebox.engine.config import VQVAEConfig
 from fastjukebox.engine.vqvae import VQVAE
 
@@ -16,10 +22,15 @@ def _generator():
     return torch.Generator().manual_seed(1)
 
 
-def _clip(samples=4096):
-    time = np.arange(samples) / 44100
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A folder of two equal songs, one held out."""
+    folder = tmp_path_factory.mktemp("clip")
+    time = np.arange(4096) / 44100
     tones = sum(np.sin(2 * np.pi * f * time + f) / (n + 2) for n, f in enumerate((220.0, 330.0, 550.0)))
-    return np.rint(tones * 12000).astype(np.int16)[None].repeat(2, axis=0)
+    for name in "ab":
+        soundfile.write(folder / f"{name}.wav", tones * 0.37, 44100)
+    return scan(folder, 1, seed=0)
 
 
 def test_codebook_is_the_mean_of_its_latents_on_a_constant_assignment():
@@ -63,57 +74,56 @@ def test_restarts_bring_a_collapsed_codebook_into_use():
     assert len(codes.unique()) > 24
 
 
+def objective(vqvae, level, **changes):
+    return LevelObjective(vqvae, level, VQVAETraining(steps=1, quantize_from=0, **changes), seed=0)
+
+
 def test_average_writes_the_codebook_of_the_network():
     vqvae = VQVAE(CONFIG)
-    trainer = LevelTrainer(vqvae, 1, VQVAETraining(quantize_from=0), seed=0)
-    trainer.loss(torch.randn(2, 2048), 0)
-    assert trainer.average.is_started
+    level = objective(vqvae, 1)
+    level(torch.randn(2, 2048), 0)
+    assert level.average.is_started
     assert bool(vqvae.codebook(1).any()) and not bool(vqvae.codebook(0).any())
 
 
 def test_encoder_gets_the_decoders_gradient_through_the_codes():
-    trainer = LevelTrainer(VQVAE(CONFIG), 0, VQVAETraining(quantize_from=0, commitment=0.0), seed=0)
-    trainer.loss(torch.randn(2, 2048), 0).backward()
-    assert all(p.grad is not None and bool(p.grad.any()) for p in trainer.vqvae.encoders[0].parameters())
-    assert all(p.grad is None for p in trainer.vqvae.encoders[1].parameters())
+    vqvae = VQVAE(CONFIG)
+    objective(vqvae, 0, commitment=0.0)(torch.randn(2, 2048), 0).backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in vqvae.encoders[0].parameters())
+    assert all(p.grad is None for p in vqvae.encoders[1].parameters())
 
 
-def test_loss_falls_and_one_clip_is_overfitted(tmp_path):
-    crops = AudioCrops(_clip(), 4096, held_out=1, seed=0)
-    budget = Budget(80, 10, 3e-3, warm_up=10, log_every=1000)
-    lines = []
-    settings = VQVAETraining(batch=1, quantize_from=20)
-    vqvae, progress, figures = train_level(tmp_path / "v.pt", CONFIG, 0, crops, budget, settings, 0, lines.append)
-    assert progress.step == 80
-    assert figures["snr_db"] > 6 and figures["perplexity"] > 4
+def test_loss_falls_and_one_clip_is_overfitted(clip, tmp_path):
+    crops = AudioCrops(clip, 4096, 44100, seed=0)
+    settings = VQVAETraining(steps=80, batch=1, learning_rate=3e-3, quantize_from=20)
+    figures = train_level(tmp_path, CONFIG, 0, crops, settings, 0)
+    assert figures["steps"] == 80 and figures["snr_db"] > 6 and figures["perplexity"] > 4
     loaded = VQVAE(CONFIG)
-    load_level(tmp_path / "v.pt", loaded, 0)
-    codes = vqvae.encode(crops.measured(), 0)
-    assert torch.equal(codes, loaded.encode(crops.measured(), 0))
-    torch.testing.assert_close(vqvae.decode(codes), loaded.decode(codes))
+    load_level(tmp_path, loaded, 0)
+    audio = crops.measured()
+    assert losses.snr(loaded.decode(loaded.encode(audio, 0), 0), audio) == pytest.approx(figures["snr_db"], abs=1e-3)
 
 
-def test_resumed_training_equals_undisturbed_training(tmp_path):
-    crops = AudioCrops(_clip(), 2048, held_out=1, seed=0)
-    settings = VQVAETraining(quantize_from=2)
+def test_a_level_goes_on_to_the_same_bits(clip, tmp_path, monkeypatch):
+    settings = VQVAETraining(steps=5, quantize_from=2)
 
-    def weights(path, *limits):
-        for steps in limits:
-            # A constant learning rate: the schedule depends on the planned steps.
-            budget = Budget(steps, 10, 1e-3, final=1.0)
-            vqvae, _, _ = train_level(path, CONFIG, 2, crops, budget, settings, 0, str)
-        return vqvae.state_dict()
+    def weights(folder):
+        train_level(folder, CONFIG, 2, AudioCrops(clip, 2048, 44100, seed=0), settings, 0)
+        return torch.load(folder / "state.pt", weights_only=True)
 
-    whole, resumed = weights(tmp_path / "a.pt", 6), weights(tmp_path / "b.pt", 3, 6)
-    for name, tensor in whole.items():
-        assert torch.equal(tensor, resumed[name]), name
+    whole = weights(tmp_path / "a")
+    batch = AudioCrops.batch
 
+    def interrupted(crops, step, *rest):
+        if step == 3:
+            raise KeyboardInterrupt
+        return batch(crops, step, *rest)
 
-def test_diverged_loss_stops_and_keeps_the_state(tmp_path):
-    crops = AudioCrops(_clip(), 2048, held_out=1, seed=0)
-    train_level(tmp_path / "v.pt", CONFIG, 2, crops, Budget(2, 10, 1e-3), VQVAETraining(), 0, str)
-    before = (tmp_path / "v.pt").read_bytes()
-    with pytest.raises(TrainingDiverged, match="step 2"):
-        broken = VQVAETraining(waveform=float("nan"))
-        train_level(tmp_path / "v.pt", CONFIG, 2, crops, Budget(4, 10, 1e-3), broken, 0, str)
-    assert (tmp_path / "v.pt").read_bytes() == before
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(AudioCrops, "batch", interrupted)
+        patched.setattr(vqvae_module, "Budget", functools.partial(Budget, save_seconds=0.0))
+        weights(tmp_path / "b")
+    resumed = weights(tmp_path / "b")
+    for part in ("model", "codebook"):
+        for name, value in whole[part].items():
+            assert value is resumed[part][name] or torch.equal(value, resumed[part][name]), name

@@ -15,10 +15,7 @@ CONFIG = PriorConfig(level=1, width=16, depth=3, heads=2, context_len=12, num_ro
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _interpreter():
-    """Where there is no GPU, Triton's interpreter, as the kernels' own tests set it up."""
-    if not torch.cuda.is_available():
-        import fastjukebox.tests.kernels.conftest  # noqa: F401
+def _triton():
     pytest.importorskip("triton")
 
 

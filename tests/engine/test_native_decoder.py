@@ -115,7 +115,7 @@ def test_codes_equal_those_of_the_eager_decoder(name):
     assert all(gap < 1e-4 for gap in ties(prior, task, ours, eager))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     heads=st.integers(1, 3),
     head_dim=st.integers(1, 20),

@@ -1,4 +1,4 @@
-"""Test modules import `budget` and `decode_case`, which lie beside them."""
+"""Test modules import `budget`, `decode_case` and `shapes`, which lie beside them."""
 
 import sys
 from pathlib import Path
@@ -9,6 +9,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def device():
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

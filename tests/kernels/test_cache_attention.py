@@ -1,21 +1,25 @@
 import math
 
 import pytest
+import shapes
 import torch
+from decode_case import assert_step_within_budget, draw
 from fastjukebox.kernels import reference
-from fastjukebox.tests.kernels.decode_case import assert_within_budget, draw
+from hypothesis import given
+from hypothesis import strategies as st
 
-SLOTS = {"row": lambda r, n: r, "column": lambda r, n: r * n, "previous_row": lambda r, n: 2 * r}
+
+def window(pattern, positions, row_len=21, num_rows=19):
+    return shapes.Window(pattern, row_len, num_rows, positions)
 
 
-def make(pattern, positions, row_len=21, num_rows=19, heads=2, head_dim=16):
+def make(window, heads=2, head_dim=16):
     """Keys and values; slots that no position may read hold NaN."""
-    slots = SLOTS.get(pattern, lambda r, n: r * n)(row_len, num_rows)
-    batch = len(positions)
-    parts, _ = reference.attention_parts(pattern, row_len, slots)
-    kv = torch.full((2, batch, heads, slots, head_dim), float("nan"))
-    for item, pos in enumerate(positions):
-        first, count = reference.cache_visible(pos, pattern, row_len, slots)
+    batch, place = len(window.positions), (window.pattern, window.row_len, window.slots)
+    parts, _ = reference.attention_parts(*place)
+    kv = torch.full((2, batch, heads, window.slots, head_dim), float("nan"))
+    for item, pos in enumerate(window.positions):
+        first, count = reference.cache_visible(pos, *place)
         kv[:, item, :, first : first + count] = draw(2, heads, count, head_dim, mean=0.5)
     return {
         "sums": draw(batch, parts, heads, head_dim),
@@ -23,16 +27,16 @@ def make(pattern, positions, row_len=21, num_rows=19, heads=2, head_dim=16):
         "masses": draw(batch, parts, heads),
         "q": draw(batch, heads * head_dim, std=2.0),
         "kv": kv,
-        "positions": torch.tensor(positions),
-        "pattern": pattern,
-        "row_len": row_len,
+        "positions": torch.tensor(window.positions),
+        "pattern": window.pattern,
+        "row_len": window.row_len,
     }
 
 
-def attend(args, device, kind="fp32"):
+def attend(args, device, kind="fp32", floor=0.0):
     """The attention [B, H, D] that the fused parts stand for, after they were held against the reference."""
     # The peak of a part without keys is -inf in both; the rest of such a part is zero.
-    parts = assert_within_budget("cache_attention", args, ("sums", "masses", "peaks"), device, kind)
+    parts = assert_step_within_budget("cache_attention", args, ("sums", "masses", "peaks"), device, kind, floor)
     batch, _, heads, head_dim = parts["sums"].shape
     out, zero = torch.empty(batch, heads * head_dim), torch.zeros(batch, heads * head_dim)
     eye = torch.eye(heads * head_dim)
@@ -40,10 +44,10 @@ def attend(args, device, kind="fp32"):
     return out.view(batch, heads, head_dim)
 
 
-@pytest.mark.parametrize("pattern", ["row", "column", "previous_row", "dense"])
+@pytest.mark.parametrize("pattern", shapes.PATTERNS)
 def test_what_is_visible_is_attended(device, pattern):
     positions = (0, 20, 21 * 17 + 3) if pattern != "dense" else (0, 20, 37)
-    args = make(pattern, positions, heads=1)
+    args = make(window(pattern, positions), heads=1)
     found = attend(args, device)
     for item, pos in enumerate(positions):
         first, count = reference.cache_visible(pos, pattern, 21, args["kv"].shape[3])
@@ -54,14 +58,21 @@ def test_what_is_visible_is_attended(device, pattern):
 
 
 def test_row_0_of_previous_row_gives_zeros(device):
-    assert (attend(make("previous_row", (0, 20)), device) == 0).all()
+    assert (attend(make(window("previous_row", (0, 20))), device) == 0).all()
 
 
 @pytest.mark.parametrize("head_dim", [3, 150, 480])
 @pytest.mark.parametrize("kind", ["fp32", "fp16", "bf16"])
 def test_head_dims_and_stored_dtypes(device, head_dim, kind):
-    args = make("row", (18,), heads=1, head_dim=head_dim)
+    args = make(window("row", (18,)), heads=1, head_dim=head_dim)
     attend(args | {"q": args["q"] / 4}, device, kind)
+
+
+@shapes.few_examples
+@given(shapes.windows(), shapes.heads, shapes.head_dims, st.sampled_from(["fp32", "fp16"]))
+def test_any_shape(device, window, heads, head_dim, kind):
+    args = make(window, heads, head_dim)
+    attend(args | {"q": args["q"] / 4}, device, kind, shapes.FLOOR)
 
 
 @pytest.mark.gpu
@@ -72,5 +83,5 @@ def test_head_dims_and_stored_dtypes(device, head_dim, kind):
 @pytest.mark.parametrize("pattern", ["row", "column", "previous_row"])
 def test_the_models_sizes(device, kind, row_len, num_rows, heads, head_dim, pattern):
     positions = (0, row_len + 1, row_len * num_rows - 1)
-    args = make(pattern, positions, row_len, num_rows, heads, head_dim)
+    args = make(window(pattern, positions, row_len, num_rows), heads, head_dim)
     attend(args | {"q": args["q"] / 4}, device, kind)

@@ -1,6 +1,9 @@
 import pytest
+import shapes
 import torch
-from fastjukebox.tests.kernels.decode_case import assert_within_budget, draw, packed
+from decode_case import assert_step_within_budget, draw, packed
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 def make(positions=(0, 3, 5), width=33, size=37, int8=False, conditioned=True, context=6):
@@ -20,11 +23,18 @@ def make(positions=(0, 3, 5), width=33, size=37, int8=False, conditioned=True, c
 @pytest.mark.parametrize("conditioned", [False, True])
 def test_stored_dtypes(device, kind, conditioned):
     args = make(int8=kind == "int8", conditioned=conditioned)
-    assert_within_budget("head_logits", args, ("logits",), device, kind)
+    assert_step_within_budget("head_logits", args, ("logits",), device, kind)
 
 
 def test_inputs_wider_than_a_block(device):
-    assert_within_budget("head_logits", make(width=2100, size=5), ("logits",), device)
+    assert_step_within_budget("head_logits", make(width=2100, size=5), ("logits",), device)
+
+
+@shapes.few_examples
+@given(shapes.windows(), shapes.widths, shapes.widths, shapes.kinds, st.booleans())
+def test_any_shape(device, window, width, size, kind, conditioned):
+    args = make(window.positions, width, size, kind == "int8", conditioned, window.context_len)
+    assert_step_within_budget("head_logits", args, ("logits",), device, kind, shapes.FLOOR)
 
 
 @pytest.mark.gpu
@@ -33,4 +43,4 @@ def test_inputs_wider_than_a_block(device):
 def test_the_models_sizes(device, kind, width):
     for positions in ((7,), range(9)):
         args = make(positions, width, 2048, kind == "int8", context=16)
-        assert_within_budget("head_logits", args, ("logits",), device, kind)
+        assert_step_within_budget("head_logits", args, ("logits",), device, kind)

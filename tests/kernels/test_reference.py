@@ -224,6 +224,14 @@ def test_top_p_keeps_the_code_that_crosses_the_threshold():
     assert kept == [1, 2, 3, 4]
 
 
+def test_top_p_that_is_met_but_not_exceeded_takes_one_more():
+    # Probabilities 1/2, 1/4, 1/4, exactly.
+    logits = torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64).log()
+    assert logits.softmax(dim=0)[0] == 0.5
+    kept = [(reference.filter_logits(logits, 1.0, top_p=p) > float("-inf")).sum().item() for p in (0.4999, 0.5)]
+    assert kept == [1, 3]
+
+
 @pytest.mark.parametrize("options", [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.3, 5, 1.0), (1.0, 0, 0.8), (0.9, 7, 0.85)])
 def test_samples_follow_the_filtered_softmax(options):
     draws = 40_000
@@ -244,3 +252,13 @@ def test_sampling_nearly_cold_takes_the_most_likely_code():
     logits = torch.randn(50, 30, dtype=torch.float16)
     codes = reference.sample_logits(logits, torch.zeros(50, 30), 1e-4)
     assert torch.equal(codes, logits.float().argmax(dim=-1))
+
+
+@given(st.sampled_from(PATTERNS), st.integers(1, 200), st.integers(1, 130))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_attention_parts_cover_what_can_be_seen(pattern, row_len, num_rows):
+    slots = {Pattern.ROW: 1, Pattern.PREVIOUS_ROW: 2}.get(pattern, num_rows) * row_len
+    parts, part = reference.attention_parts(pattern.value, row_len, slots)
+    keys = {Pattern.COLUMN: num_rows, Pattern.DENSE: slots}.get(pattern, row_len)
+    assert 1 <= parts <= 16
+    assert part * (parts - 1) < keys <= part * parts

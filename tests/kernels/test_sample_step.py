@@ -1,10 +1,13 @@
 import pytest
+import shapes
 import torch
 import triton
 import triton.language as tl
+from decode_case import draw
 from fastjukebox.kernels import fused, philox, reference
 from fastjukebox.kernels.sample_step import random_bits
-from fastjukebox.tests.kernels.decode_case import draw
+from hypothesis import given
+from hypothesis import strategies as st
 
 SEED, LEVEL, OFFSET = 0xFEDCBA9876543210, 2, 2**31 + 12345
 
@@ -82,15 +85,73 @@ def test_without_a_condition(device):
     assert_same(make(draw(2, 37), conditioned=False), device)
 
 
-@pytest.mark.parametrize(("top_k", "top_p"), [(3, 1.0), (0, 0.5)])
+@pytest.mark.parametrize(("top_k", "top_p"), [(2, 1.0), (0, 0.3)])
 def test_codes_that_tie_with_the_last_one_kept_are_kept(device, top_k, top_p):
-    # 4 equal codes, of which 3, or half the mass, are asked for; the others are far below. Both zeros are equal.
+    # 4 equal codes, of which 2 are asked for; the others are far below. A negative zero ties with a positive one.
     logits = torch.full((13, 16), -20.0)
     logits[:, ::4] = torch.tensor([0.0, -0.0, 0.0, -0.0])
     args = make(logits, None, 1.0, top_k, top_p, context=13, width=2)
     found = assert_same(args, device)
     drawn = found["codes"][torch.arange(13), args["positions"]]
     assert sorted(set(drawn.tolist())) == [0, 4, 8, 12]
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(3, 1.0), (0, 0.3), (3, 0.6)])
+def test_no_code_beyond_the_last_one_kept_is_drawn(device, top_k, top_p):
+    # Almost equally likely: of the 8 codes 3, 3 and 2 are kept, and the next one would soon be drawn.
+    logits = (torch.arange(8) * -0.01).expand(24, -1).contiguous()
+    args = make(logits, None, 1.0, top_k, top_p, context=24, width=2)
+    found = assert_same(args, device)
+    drawn = found["codes"][torch.arange(24), args["positions"]]
+    assert sorted(set(drawn.tolist())) == ([0, 1] if top_k and top_p < 1.0 else [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("item", "code", "logit", "drawn"),
+    # Items whose code has the highest and the lowest noise that there is: 16.6 and -2.8.
+    [(281399, 9, -30.0, False), (281399, 9, -6.0, True), (56864, 22, 20.0, True)],
+)
+def test_noise_is_finite_at_the_extreme_bits(device, item, code, logit, drawn):
+    bits = philox.random_bits(SEED, torch.tensor([item]), LEVEL, torch.tensor([OFFSET]), 64)[0, 0, code] >> 9
+    assert bits in (0, 2**23 - 1)
+    args = make(torch.zeros(1, 64), None, 1.0)
+    args["items"][0], args["logits"][0, code] = item, logit
+    assert (assert_same(args, device)["codes"][0, 0] == code) == drawn
+
+
+def test_top_p_that_is_met_but_not_exceeded_takes_one_more(device):
+    # Probabilities 1/2, 1/4, 1/4, exactly.
+    logits = torch.tensor([2.0, 1.0, 1.0]).log().expand(13, -1).contiguous()
+    found = assert_same(make(logits, None, 1.0, 0, 0.5, context=13, width=2), device)
+    assert set(found["codes"].amax(dim=1).tolist()) == {0, 1, 2}
+
+
+def test_logits_that_are_not_numbers_give_a_code_that_exists(device):
+    logits = torch.stack([torch.full((37,), value) for value in (float("nan"), float("-inf"))])
+    for top_k, top_p in ((0, 1.0), (5, 0.5)):
+        found = sample(fused, make(logits, None, 1.0, top_k, top_p), device)
+        codes = found["codes"].amax(dim=1)
+        assert (codes >= 0).all() and (codes < 37).all()
+        assert found["x"].isfinite().all()
+
+
+@shapes.few_examples
+@given(
+    shapes.windows(st.integers(1, 8)),
+    shapes.widths,
+    shapes.widths,
+    st.floats(0.1, 2.0),
+    st.one_of(st.just(0), st.integers(1, 160)),
+    st.one_of(st.just(1.0), st.floats(0.01, 0.99)),
+    st.booleans(),
+    st.sampled_from([torch.float32, torch.float16]),
+)
+def test_any_shape(device, window, size, width, temperature, top_k, top_p, conditioned, stored):
+    logits = draw(len(window.positions), size, std=3.0)
+    args = make(logits, window.positions, temperature, top_k, top_p, window.context_len, width, conditioned)
+    for name in ("token_embedding", "pos_embedding", "frame_cond"):
+        args[name] = None if args[name] is None else args[name].to(stored)
+    assert_same(args, device)
 
 
 @pytest.mark.gpu

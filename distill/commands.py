@@ -1,0 +1,238 @@
+"""The commands of `fastjukebox-train`. All of them work on a work folder (see work.py) and can be run again: what is
+done stays, what was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import torch
+from tqdm import tqdm
+
+from ..engine.prior import Prior
+from .parallel import own_device, processes
+from .presets import PRESETS
+from .systems import SYSTEMS
+from .trainer import TrainingDiverged
+from .work import Work
+
+# What a user can mend.
+EXPECTED = (ValueError, OSError, ImportError, TrainingDiverged)
+ABLATIONS = "Levels at which all seven systems are trained; elsewhere the teacher and both students."
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def common(command: Command) -> Command:
+    """The options that every command has."""
+    options = (
+        click.option("--work", "folder", type=click.Path(path_type=Path, file_okay=False), required=True,
+                     help="Folder of the runs; made if it is not there."),
+        click.option("--preset", type=click.Choice(list(PRESETS)), default="demo", show_default=True),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+        click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True),
+        click.option("--threads", type=click.IntRange(min=1), help="Of the CPU."),
+        click.option("--sharded", is_flag=True, help="FSDP2: divide the network over the processes of torchrun."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def level_option(command: Command) -> Command:
+    return click.option(
+        "--level", "levels", type=click.IntRange(min=0), multiple=True, help="Only this level; may be repeated."
+    )(command)
+
+
+def system_option(names: list[str]) -> Callable[[Command], Command]:
+    return click.option("--system", "name", type=click.Choice(names), required=True)
+
+
+audio_option = click.option(
+    "--audio", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder of audio, nested as it is."
+)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be trained, and train nothing.")
+
+
+@contextlib.contextmanager
+def opened(folder: Path, preset: str, seed: int, device: str, threads: int | None, sharded: bool) -> Iterator[Work]:
+    """The work folder, with the processes that torchrun started."""
+    if threads:
+        torch.set_num_threads(threads)
+    own = own_device(device)
+    with processes(own, sharded) as group:
+        yield Work(folder, preset, seed, own, group)
+
+
+def chosen(work: Work, levels: tuple[int, ...]) -> list[int]:
+    """The levels asked for, or all; the top first. Raises click.BadParameter."""
+    unknown = sorted(set(levels) - set(work.levels))
+    if unknown:
+        raise click.BadParameter(f"no level {unknown[0]}; there are {', '.join(map(str, sorted(work.levels)))}")
+    return [level for level in work.levels if not levels or level in levels]
+
+
+def say(work: Work, line: str) -> None:
+    if work.processes.is_first:
+        tqdm.write(line)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def train() -> None:
+    """Train VQ-VAEs, teachers and students for fastjukebox. Start a command with torchrun to use several devices."""
+
+
+@train.command()
+@common
+def corpus(**options: Any) -> None:
+    """Render the procedural corpus to WORK/corpus."""
+    with opened(**options) as work:
+        if work.processes.is_first:
+            say(work, f"{work.write_corpus()}: {work.preset.corpus.songs} songs")
+
+
+@train.command()
+@common
+@audio_option
+@level_option
+def vqvae(audio: Path | None, levels: tuple[int, ...], **options: Any) -> None:
+    """Train the VQ-VAE, level by level, on a folder of audio (default: WORK/corpus)."""
+    with opened(**options) as work:
+        for level in chosen(work, levels):
+            if not work.is_done("vqvae", level):
+                work.train_vqvae(level, audio or work.corpus)
+            say(work, f"vqvae level {level}: {json.dumps(work.figures('vqvae', level))}")
+
+
+@train.command()
+@common
+@audio_option
+def encode(audio: Path | None, **options: Any) -> None:
+    """Encode a folder of audio (default: WORK/corpus) to WORK/codes."""
+    with opened(**options) as work:
+        store = work.encode(audio or work.corpus)
+        say(work, f"{store.path}: {len(store.songs)} songs, {len(store.skipped)} files skipped")
+        for skipped in store.skipped:
+            say(work, f"  {skipped.path}: {skipped.reason}")
+
+
+def train_systems(name: str, levels: tuple[int, ...], dry_run: bool, options: dict[str, Any]) -> None:
+    with opened(**options) as work:
+        for level in chosen(work, levels):
+            if dry_run:
+                say(work, describe(work, name, level))
+                continue
+            if not work.is_done(name, level):
+                work.train_system(name, level)
+            say(work, f"{name} level {level}: {json.dumps(work.figures(name, level))}")
+
+
+@train.command()
+@common
+@system_option([name for name, system in SYSTEMS.items() if not system.teacher])
+@level_option
+@dry_run_option
+def prior(name: str, levels: tuple[int, ...], dry_run: bool, **options: Any) -> None:
+    """Train a teacher's priors, or those of a plain student without a teacher, on WORK/codes."""
+    train_systems(name, levels, dry_run, options)
+
+
+@train.command()
+@common
+@system_option([name for name, system in SYSTEMS.items() if system.teacher])
+@level_option
+@dry_run_option
+def distill(name: str, levels: tuple[int, ...], dry_run: bool, **options: Any) -> None:
+    """Train a student's priors towards its teacher's, one stage; `student-N` goes on with `student-N-layers`."""
+    train_systems(name, levels, dry_run, options)
+
+
+def describe(work: Work, name: str, level: int) -> str:
+    """Parameters, memory and steps of one run."""
+    recipe, preset = SYSTEMS[name], work.preset
+    config = preset.prior_config(recipe, level)
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in Prior(config).parameters())
+    # Weights, gradients, two moments and the average, FP32; and the teacher's weights.
+    held = 5 * 4 * parameters
+    if recipe.teacher:
+        with torch.device("meta"):
+            teacher = Prior(preset.prior_config(SYSTEMS[recipe.teacher], level))
+        held += 4 * sum(parameter.numel() for parameter in teacher.parameters())
+    codes = preset.prior.batch * config.context_len
+    # What a layer keeps for its backward pass: the input alone if it is computed again, else about 14 vectors.
+    vectors = 1 if preset.prior.computing.recompute else 14
+    activations = 4 * codes * config.width * vectors * config.depth + 8 * codes * config.codebook_size
+    line = (
+        f"{name} level {level}: {config.depth} layers of width {config.width}, {parameters / 1e6:.1f} M parameters, "
+        f"about {held / 1e9:.2f} GB for weights and optimizer and {activations / 1e9:.2f} GB for activations "
+        f"(batch {preset.prior.batch} of {config.context_len} codes)"
+    )
+    if not (work.folder / "codes" / "manifest.json").exists():
+        return f"{line}; its steps are known when WORK/codes is there"
+    epoch = work.windows(level).epoch_steps(preset.prior.batch)
+    return f"{line}; {preset.steps(recipe, level, epoch)} steps, an epoch is {epoch}"
+
+
+@train.command()
+@common
+@click.option("--system", "names", type=click.Choice(list(SYSTEMS)), multiple=True, help="May be repeated.")
+@level_option
+@click.option("--windows", type=click.IntRange(min=1), default=4, show_default=True, help="Of each held-out song.")
+@click.option("--json", "path", type=click.Path(path_type=Path), help="Append the figures to this file, a line each.")
+def eval(names: tuple[str, ...], levels: tuple[int, ...], windows: int, path: Path | None, **options: Any) -> None:
+    """Held-out bits per code of the systems that are trained, and their agreement with the teacher."""
+    from .evaluation import evaluate
+
+    with opened(**options) as work:
+        for level in chosen(work, levels):
+            for name in names or SYSTEMS:
+                if not names and not work.is_done(name, level):
+                    continue
+                figures = evaluate(work, name, level, windows)
+                say(work, json.dumps(figures))
+                if path and work.processes.is_first:
+                    with path.open("a") as file:
+                        file.write(json.dumps(figures | {"preset": work.preset_name, "seed": work.seed}) + "\n")
+
+
+@train.command()
+@common
+@system_option(list(SYSTEMS))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to write.")
+def export(name: str, out: Path, **options: Any) -> None:
+    """Write a system's stack as a checkpoint folder, FP16 safetensors, for `fastjukebox sample --model`."""
+    with opened(**options) as work:
+        if work.processes.is_first:
+            work.export(name, out)
+            say(work, f"{out}: the stack of {name}")
+
+
+@train.command()
+@common
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Runs side by side.")
+@click.option("--ablations", type=click.Choice(["top", "all"]), default="top", show_default=True, help=ABLATIONS)
+@dry_run_option
+def stack(jobs: int, ablations: str, dry_run: bool, **options: Any) -> None:
+    """Everything from nothing: corpus, VQ-VAE, codes, and the paper's seven systems."""
+    from .pipeline import is_done, run_all, stages
+
+    threads = options["threads"] or 1
+    with opened(**options) as work:
+        shipped = ("teacher-72", "student-24", "student-18")
+        systems = {
+            level: tuple(SYSTEMS) if ablations == "all" or level == work.levels[0] else shipped for level in work.levels
+        }
+        needs = stages(work, systems)
+        if dry_run:
+            for stage in needs:
+                state = "done" if is_done(work, stage) else "to do"
+                is_prior = stage.name in SYSTEMS
+                say(work, f"{state:6} {describe(work, stage.name, stage.level or 0) if is_prior else stage}")
+            return
+        run_all(work, needs, jobs, threads, lambda line: say(work, line))

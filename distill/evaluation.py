@@ -1,0 +1,68 @@
+"""What a prior is worth, on held-out windows: bits per code, and how near a student is to its teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engine.prior import Prior
+from . import losses
+from .forward import forward
+from .systems import SYSTEMS, TEACHER
+from .work import Work
+
+
+def agreement(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
+    """How the code distributions of two networks compare at each position, from their logits [..., V]: tensors [...].
+
+    kl: Kullback-Leibler divergence of the student from the teacher, in bits. top_1: 1 where their likeliest codes are
+    the same. acceptance: 1 - total variation distance, the share of the student's codes that speculative sampling would
+    keep (Leviathan et al. 2023, section 3.2).
+    """
+    log_p, log_q = teacher.double().log_softmax(-1), student.double().log_softmax(-1)
+    p, q = log_p.exp(), log_q.exp()
+    return {
+        "kl": losses.bits(1.0) * (p * (log_p - log_q)).sum(-1),
+        "top_1": (student.argmax(-1) == teacher.argmax(-1)).double(),
+        "acceptance": torch.minimum(p, q).sum(-1),
+    }
+
+
+@torch.no_grad()
+def compare(prior: Prior, teacher: Prior | None, codes: Tensor, upper: Tensor | None) -> dict[str, float]:
+    """Held-out bits per code of `prior`, and its agreement with `teacher`, over windows [B, context_len], one at a
+    time."""
+    sums: dict[str, float] = {}
+    for item in range(len(codes)):
+        one = slice(item, item + 1)
+        above = None if upper is None else upper[one]
+        logits = forward(prior, codes[one], above).logits
+        found = {"bits": losses.bits(1.0) * F.cross_entropy(logits.flatten(0, 1), codes[one].flatten())}
+        if teacher is not None:
+            found |= agreement(logits, forward(teacher, codes[one], above).logits)
+        for name, value in found.items():
+            sums[name] = sums.get(name, 0.0) + float(value.mean())
+    return {name: total / len(codes) for name, total in sums.items()}
+
+
+def evaluate(work: Work, name: str, level: int, per_song: int = 4) -> dict[str, Any]:
+    """The figures of one system's prior at one level on `per_song` windows of each held-out song."""
+    prior = work.prior(name, level)
+    has_teacher = SYSTEMS[name].teacher is not None or name.startswith("plain")
+    teacher = work.prior(TEACHER, level) if has_teacher and work.is_done(TEACHER, level) else None
+    codes, upper = work.windows(level).measured(per_song)
+    found = compare(prior, teacher, codes.to(work.device), None if upper is None else upper.to(work.device))
+    run = work.figures(name, level) or {}
+    kept = ("depth", "parameters", "steps", "epochs", "codes", "minutes")
+    return {"system": name, "level": level, **{key: run.get(key) for key in kept}, **found}
+
+
+def code_usage(codes: Tensor, codebook_size: int) -> dict[str, float]:
+    """How sampled codes [...] use the codebook: perplexity, and how many codes occur at all."""
+    return {
+        "perplexity": losses.perplexity(codes.flatten(), codebook_size),
+        "codes_used": float(codes.unique().numel()),
+    }

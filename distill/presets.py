@@ -1,0 +1,132 @@
+"""Sizes and lengths of everything that is trained: `tiny` for tests, `demo` for the stack that is shipped, `paper`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..engine import config as models
+from ..engine.config import ConditionerConfig, JukeboxConfig, PriorConfig, VQVAEConfig
+from .objectives import Computing, Distillation
+from .prior import PriorTraining
+from .systems import System
+from .vqvae import VQVAETraining
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The procedural corpus: songs of `seconds`, some of them held out."""
+
+    songs: int
+    seconds: float
+    held_out: int
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """Passes over the codes of the training songs; a system without a teacher gets as many as a student's two stages
+    together, so that they are compared at equal steps."""
+
+    teacher: float
+    layers: float
+    prediction: float
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything that decides a stack, beside the audio and the seed. Tuples have one entry per level."""
+
+    # The teacher's; students have fewer layers.
+    config: JukeboxConfig
+    corpus: Corpus
+    # Samples of the VQ-VAE's training crops.
+    crop: int
+    vqvae: tuple[VQVAETraining, ...]
+    prior: PriorTraining
+    epochs: tuple[Epochs, ...]
+    distillation: Distillation = field(default_factory=Distillation)
+    # What the systems' layer counts mean here, where not themselves.
+    depths: Mapping[int, int] = field(default_factory=dict)
+
+    def prior_config(self, system: System, level: int) -> PriorConfig:
+        depth = self.depths.get(system.layers, system.layers)
+        return dataclasses.replace(self.config.priors[level], depth=depth)
+
+    def steps(self, system: System, level: int, epoch_steps: int) -> int:
+        """Batches that a system is trained for."""
+        epochs = self.epochs[level]
+        count = {
+            "next_code": epochs.teacher if system.layers == 72 else epochs.layers + epochs.prediction,
+            "layers": epochs.layers,
+            "prediction": epochs.prediction,
+        }[system.objective]
+        return max(1, round(count * epoch_steps))
+
+
+def _stack(vqvae: VQVAEConfig, width: int, depth: int, context_len: int, num_rows: int) -> JukeboxConfig:
+    """A prior of `width` per level; the conditioners are half as wide."""
+    priors = []
+    for level in range(vqvae.levels):
+        conditioner = None
+        if level + 1 < vqvae.levels:
+            stages, stride = vqvae.downs[level + 1], vqvae.strides[level + 1]
+            conditioner = ConditionerConfig(width // 2, 4, stages, stride)
+        priors.append(
+            PriorConfig(level, width, depth, 2, context_len, num_rows, vqvae.codebook_size, conditioner=conditioner)
+        )
+    return JukeboxConfig(vqvae, tuple(priors))
+
+
+def _paper() -> JukeboxConfig:
+    names = ("upsampler-0-72", "upsampler-1-72", "top-72")
+    return JukeboxConfig(
+        _instance(VQVAEConfig, models.PRESETS["vqvae"]),
+        tuple(_instance(PriorConfig, models.PRESETS[name]) for name in names),
+    )
+
+
+def _instance(kind: type[models.Config], config: object) -> models.Config:
+    assert isinstance(config, kind)
+    return config
+
+
+PRESETS: dict[str, Preset] = {
+    # The whole path in seconds.
+    "tiny": Preset(
+        config=_stack(VQVAEConfig(codebook_size=16, code_dim=8, width=8, depth=1, multipliers=(1, 1, 1)), 16, 9, 32, 4),
+        corpus=Corpus(songs=3, seconds=1.0, held_out=1),
+        crop=8192,
+        vqvae=(VQVAETraining(steps=3, quantize_from=1),) * 3,
+        prior=PriorTraining(batch=2, measured_windows=1),
+        epochs=(Epochs(0.02, 0.01, 0.01), Epochs(0.1, 0.05, 0.05), Epochs(1, 0.5, 0.5)),
+        depths={72: 9, 24: 6, 18: 3},
+    ),
+    "demo": Preset(
+        config=_stack(
+            VQVAEConfig(codebook_size=512, code_dim=32, width=32, depth=3, multipliers=(1, 1, 1)), 128, 72, 2048, 64
+        ),
+        corpus=Corpus(songs=300, seconds=24.0, held_out=12),
+        crop=16384,
+        # The bottom level is the one that is heard: there, quiet high bands count more.
+        vqvae=(
+            VQVAETraining(steps=2500, log_spectral=0.5),
+            VQVAETraining(steps=1600),
+            VQVAETraining(steps=1800),
+        ),
+        prior=PriorTraining(batch=2),
+        # About 10, 10 and 5 million codes for a teacher, from the top level down.
+        epochs=(Epochs(0.13, 0.04, 0.09), Epochs(1.0, 0.25, 0.75), Epochs(4.0, 1.0, 3.0)),
+    ),
+    # Section 4: layer losses for 20 epochs, then the prediction loss for 50; about 300 songs of one performer.
+    "paper": Preset(
+        config=_paper(),
+        corpus=Corpus(songs=300, seconds=180.0, held_out=15),
+        crop=131072,
+        vqvae=(VQVAETraining(steps=384_000, batch=32, commitment=0.02, codebook_decay=0.99),) * 3,
+        prior=PriorTraining(
+            batch=16, learning_rate=3e-4, warm_up=1000, computing=Computing(precision="bf16", recompute=True)
+        ),
+        epochs=(Epochs(70, 20, 50),) * 3,
+    ),
+}

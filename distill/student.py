@@ -1,0 +1,69 @@
+"""Students: which teacher layers a student layer stands for, and what a student starts from
+(Fast Jukebox, Appl. Sci. 2023, 13, 5630, section 4).
+
+Teacher and student repeat the same patterns over their layers. The teacher layers of one pattern, in order, are cut
+into as many consecutive groups as the student has layers of that pattern; a student layer stands for its group, and is
+trained towards what the group's last layer gives. 72 layers become 24 by threes and 18 by fours. Where the division has
+a remainder, the first groups are longer by one: the lower layers are the ones that a smaller network merges best.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from ..engine.config import PriorConfig
+from ..engine.patterns import Pattern
+from ..engine.prior import Prior
+
+
+def layer_groups(teacher: Sequence[Pattern], student: Sequence[Pattern]) -> tuple[tuple[int, ...], ...]:
+    """For each student layer the teacher layers that it stands for, by the patterns of both networks' layers.
+
+    Raises:
+        ValueError: a pattern is missing from one of them, or the student has more layers of it.
+    """
+    groups: dict[int, tuple[int, ...]] = {}
+    for pattern in sorted({*teacher, *student}):
+        theirs = [index for index, other in enumerate(teacher) if other is pattern]
+        ours = [index for index, other in enumerate(student) if other is pattern]
+        if not ours or len(ours) > len(theirs):
+            raise ValueError(
+                f"a student with {len(ours)} layers of pattern {pattern.value} cannot stand for a teacher with "
+                f"{len(theirs)}: it needs one at least, and no more than the teacher has"
+            )
+        size, longer = divmod(len(theirs), len(ours))
+        first = 0
+        for number, index in enumerate(ours):
+            stop = first + size + (number < longer)
+            groups[index] = tuple(theirs[first:stop])
+            first = stop
+    return tuple(groups[index] for index in range(len(student)))
+
+
+def student_config(teacher: PriorConfig, depth: int) -> PriorConfig:
+    """The teacher's sizes with `depth` layers."""
+    return dataclasses.replace(teacher, depth=depth)
+
+
+@torch.no_grad()
+def new_student(teacher: Prior, depth: int, copy_layers: bool = False) -> Prior:
+    """A student with the teacher's embeddings, start token, head and conditioner; they have one width.
+
+    Its layers are new, unless `copy_layers`: then each is a copy of its group's last.
+
+    Raises:
+        ValueError: the teacher's layers cannot be grouped into so few or so many.
+    """
+    student = Prior(student_config(teacher.config, depth))
+    groups = layer_groups(teacher.config.layer_patterns, student.config.layer_patterns)
+    for name, tensor in student.named_parameters():
+        if not name.startswith("layers."):
+            tensor.copy_(teacher.get_parameter(name))
+    if copy_layers:
+        for index, group in enumerate(groups):
+            student.layers[index] = copy.deepcopy(teacher.layers[group[-1]])
+    return student.to(teacher.device)

@@ -1,0 +1,251 @@
+"""A training run: steps until its budget is used, saved so that a killed run goes on to the same weights.
+
+A run is a folder: `state.pt` (weights, optimizer, averages, step; whole, on the CPU), `tensorboard/`, and, when it is
+done, `figures.json`. Batches are functions of (seed, step), so the step is all the data position there is. The learning
+rate follows the share of the budget that is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .parallel import Processes
+
+STATE, FIGURES = "state.pt", "figures.json"
+
+
+class Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train, and how fast: the peak learning rate after `warm_up` steps, falling to `final` of itself.
+
+    With finite `minutes` a run ends by the clock if that is sooner; it then gives other weights on another machine.
+    """
+
+    steps: int
+    learning_rate: float
+    minutes: float = math.inf
+    warm_up: int = 100
+    final: float = 0.02
+    clip: float = 1.0
+    log_every: int = 50
+    save_seconds: float = 90.0
+
+    def rate(self, step: int, seconds: float) -> float:
+        """The learning rate of a step that starts `seconds` into the run: linear warm-up, cosine decay."""
+        decay = self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress(step, seconds))))
+        return self.learning_rate * decay * min(1.0, (step + 1) / max(1, self.warm_up))
+
+    def progress(self, step: int, seconds: float) -> float:
+        """The share of the budget that is used, 1 or more at the end."""
+        return max(step / self.steps, seconds / (60 * self.minutes))
+
+
+@dataclass
+class Progress:
+    """Steps taken and seconds spent, over all sittings."""
+
+    step: int = 0
+    seconds: float = 0.0
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or a gradient is not a number; the last saved state, which is from before that, is kept."""
+
+
+class TrainingStopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM: the state is saved, and the same command goes on from there."""
+
+
+class _Signals:
+    """Ctrl-C and SIGTERM are noted and looked at between steps, so that what is saved is a whole step."""
+
+    def __enter__(self) -> _Signals:
+        self.seen: int | None = None
+        self.before: dict[int, Any] = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # Only the main thread may; elsewhere the caller stops a run its own way.
+            try:
+                self.before[number] = signal.signal(number, self._note)
+            except ValueError:
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.seen = number
+
+
+def train(
+    folder: Path,
+    budget: Budget,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step_loss: Callable[[int], Tensor],
+    extra: Mapping[str, Stateful] | None = None,
+    after_step: Callable[[int], None] = lambda step: None,
+    evaluate: Callable[[], dict[str, float]] = dict,
+    scaler: torch.amp.GradScaler | None = None,
+    processes: Processes | None = None,
+) -> Progress:
+    """Minimize `step_loss(step)` until the budget is used, or go on with what `folder` holds.
+
+    module: what is trained; its parameters and the optimizer's state are saved, and `extra`. `after_step` runs after
+    each optimizer step (averages, codebooks). `evaluate` gives the figures of a log line. With several processes
+    `module` is what `Processes.wrap` gave, and `step_loss` takes this process's part of the batch.
+
+    Raises:
+        TrainingDiverged: the loss or the gradient's norm is NaN or infinite.
+        TrainingStopped: by a signal; the state is saved.
+    """
+    processes = processes or Processes()
+    scaler = scaler or torch.amp.GradScaler(enabled=False)
+    extra = {**(extra or {}), "scaler": scaler}
+    progress = Progress()
+    path = folder / STATE
+    if path.exists():
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        processes.load(saved, module, optimizer)
+        for name, item in extra.items():
+            item.load_state_dict(saved[name])
+        progress = Progress(saved["step"], saved["seconds"])
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    device = parameters[0].device
+    started = time.monotonic() - progress.seconds
+    saved_at = progress.seconds
+    with _Signals() as signals, _Log(folder, budget, progress, processes) as log:
+        while budget.progress(progress.step, progress.seconds) < 1:
+            rate = budget.rate(progress.step, progress.seconds)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
+            loss = step_loss(progress.step)
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, budget.clip)
+            # A scaler leaves out a step whose gradients overflowed, and scales less from then on.
+            is_finite = bool(loss.isfinite()) and (scaler.is_enabled() or bool(norm.isfinite()))
+            if processes.any(not is_finite, device):
+                raise TrainingDiverged(
+                    f"{folder.name}: at step {progress.step} the loss is {float(loss.detach())} and the gradient's "
+                    f"norm {float(norm)}; {path if path.exists() else 'no state'} is kept. A lower learning rate "
+                    f"than {budget.learning_rate:g} may help"
+                )
+            scaler.step(optimizer)
+            scaler.update()
+            after_step(progress.step)
+            progress.step += 1
+            progress.seconds = time.monotonic() - started
+            log.step(progress, rate, processes.mean(loss.detach()), evaluate)
+            stop = processes.any(signals.seen is not None, device)
+            # One clock decides, the first process's.
+            due = processes.is_first and progress.seconds - saved_at > budget.save_seconds
+            if stop or processes.any(due, device):
+                _save(path, processes, module, optimizer, extra, progress)
+                saved_at = progress.seconds
+            if stop:
+                raise TrainingStopped(
+                    f"stopped after step {progress.step} of {budget.steps}; the same command goes on from there"
+                )
+    _save(path, processes, module, optimizer, extra, progress)
+    return progress
+
+
+class _Log:
+    """A progress bar with the time left, and the figures in TensorBoard's format; on the first process."""
+
+    def __init__(self, folder: Path, budget: Budget, progress: Progress, processes: Processes) -> None:
+        self.folder, self.budget, self.first = folder, budget, processes.is_first
+        self.initial = progress.step
+        self.writer: Any = None
+
+    def __enter__(self) -> _Log:
+        if self.first:
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=self.initial)
+        self.bar = tqdm(
+            total=self.budget.steps,
+            initial=self.initial,
+            desc=f"{self.folder.parent.name} {self.folder.name}",
+            unit="step",
+            disable=not self.first,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+            dynamic_ncols=True,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        if self.writer:
+            self.writer.close()
+
+    def step(self, progress: Progress, rate: float, loss: Tensor, evaluate: Callable[[], dict[str, float]]) -> None:
+        self.bar.update()
+        if progress.step % self.budget.log_every and progress.step != self.budget.steps:
+            return
+        # All processes evaluate: a sharded network needs them all.
+        figures = {"loss": float(loss), "learning_rate": rate, **evaluate()}
+        if self.writer:
+            for name, value in figures.items():
+                self.writer.add_scalar(name, value, progress.step)
+            self.writer.flush()
+        shown = {name: f"{value:.3f}" for name, value in figures.items() if name != "learning_rate"}
+        self.bar.set_postfix(shown, refresh=False)
+
+
+def _save(
+    path: Path,
+    processes: Processes,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    extra: Mapping[str, Stateful],
+    progress: Progress,
+) -> None:
+    state = processes.state(module, optimizer) | {name: item.state_dict() for name, item in extra.items()}
+    if processes.is_first:
+        part = path.with_suffix(".part")
+        torch.save({**state, "step": progress.step, "seconds": progress.seconds}, part)
+        os.replace(part, path)
+    processes.wait()
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """All or nothing."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(part, path)
+
+
+def write_figures(folder: Path, figures: Mapping[str, Any]) -> None:
+    """A run whose figures exist is done."""
+    write_json(folder / FIGURES, figures)
+
+
+def read_figures(folder: Path) -> dict[str, Any] | None:
+    """The figures of a finished run, or None."""
+    path = folder / FIGURES
+    return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,198 @@
+"""A work folder: everything that training a stack leaves behind, each part a run that can be stopped and gone on with.
+
+WORK/preset.json              which preset and seed; another one needs another folder
+WORK/corpus/                  the procedural corpus, where no other audio was given
+WORK/vqvae/level_K/           one level of the VQ-VAE
+WORK/codes/                   the code store
+WORK/SYSTEM/level_K/          a prior of one of the paper's systems
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..engine import checkpoint
+from ..engine.config import JukeboxConfig
+from ..engine.prior import Prior
+from ..engine.vqvae import VQVAE
+from .audio_crops import AudioCrops
+from .audio_folder import scan
+from .code_store import CodeStore, write_store
+from .code_windows import CodeWindows
+from .corpus import write_corpus
+from .objectives import LayerMatching, NextCode, Objective, SoftTargets
+from .parallel import Processes
+from .presets import PRESETS, Preset
+from .prior import load_averaged, train_prior
+from .student import new_student
+from .systems import SYSTEMS, System, system
+from .trainer import FIGURES, read_figures, write_figures
+from .vqvae import load_level, train_level
+
+
+class NotTrained(ValueError):
+    """A run that another one needs is not done; the message says which command does it."""
+
+
+@dataclass
+class Work:
+    """The runs of one preset and seed in `folder`, on `device`, by these `processes`.
+
+    Raises:
+        ValueError: the folder belongs to another preset or seed.
+    """
+
+    folder: Path
+    preset_name: str
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    processes: Processes = field(default_factory=Processes)
+
+    def __post_init__(self) -> None:
+        if self.preset_name not in PRESETS:
+            raise ValueError(f"no preset {self.preset_name!r}; there are {', '.join(PRESETS)}")
+        path = self.folder / "preset.json"
+        wanted = {"preset": self.preset_name, "seed": self.seed}
+        if path.exists():
+            found = json.loads(path.read_text())
+            if found != wanted:
+                raise ValueError(f"{self.folder} was made with {found}, not {wanted}; choose another folder")
+        elif self.processes.is_first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(wanted) + "\n")
+        self.processes.wait()
+
+    @property
+    def preset(self) -> Preset:
+        return PRESETS[self.preset_name]
+
+    @property
+    def levels(self) -> range:
+        """All levels, the top first."""
+        return range(self.preset.config.vqvae.levels - 1, -1, -1)
+
+    @property
+    def corpus(self) -> Path:
+        return self.folder / "corpus"
+
+    def run_folder(self, name: str, level: int) -> Path:
+        """Where "vqvae" or a system keeps its run of a level."""
+        return self.folder / name / f"level_{level}"
+
+    def figures(self, name: str, level: int) -> dict[str, Any] | None:
+        """What was measured at the end of a run; None if it is not done."""
+        return read_figures(self.run_folder(name, level))
+
+    def is_done(self, name: str, level: int) -> bool:
+        return (self.run_folder(name, level) / FIGURES).exists()
+
+    def write_corpus(self) -> Path:
+        corpus = self.preset.corpus
+        write_corpus(self.corpus, corpus.songs, corpus.seconds, self.seed)
+        return self.corpus
+
+    def train_vqvae(self, level: int, audio: Path) -> dict[str, Any]:
+        """Train one level on a folder of audio."""
+        preset, config = self.preset, self.preset.config.vqvae
+        songs = scan(audio, preset.corpus.held_out, self.seed)
+        crops = AudioCrops(songs, preset.crop, config.sample_rate, self.seed)
+        folder = self.run_folder("vqvae", level)
+        settings = preset.vqvae[level]
+        figures = train_level(folder, config, level, crops, settings, self.seed, self.device, self.processes)
+        return self._finish(folder, figures)
+
+    def vqvae(self, levels: Sequence[int]) -> VQVAE:
+        """The trained levels; the others are as initialized. Raises NotTrained."""
+        vqvae = VQVAE(self.preset.config.vqvae)
+        for level in levels:
+            self._check(("vqvae", level))
+            load_level(self.run_folder("vqvae", level), vqvae, level)
+        return vqvae.to(self.device).eval().requires_grad_(False)
+
+    def encode(self, audio: Path) -> CodeStore:
+        """The codes of a folder of audio at all levels."""
+        vqvae = self.vqvae(self.levels)
+        if self.processes.is_first:
+            write_store(audio, self.folder / "codes", vqvae, self.preset.corpus.held_out, self.seed)
+        self.processes.wait()
+        return self.codes()
+
+    def codes(self) -> CodeStore:
+        """Raises NotTrained."""
+        if not (self.folder / "codes" / "manifest.json").exists():
+            raise NotTrained(f"{self.folder} holds no codes yet: run `fastjukebox-train encode` first")
+        return CodeStore(self.folder / "codes")
+
+    def windows(self, level: int) -> CodeWindows:
+        """Training windows of one level."""
+        config = self.preset.config.priors[level]
+        ratio = config.conditioner.upper_ratio if config.conditioner else 1
+        return CodeWindows(self.codes(), level, config.context_len, ratio, self.seed, bool(config.conditioner))
+
+    def train_system(self, name: str, level: int) -> dict[str, Any]:
+        """Train the prior of a system at one level. Raises NotTrained where what it needs is not done."""
+        recipe, preset = system(name), self.preset
+        self._check(*((need, level) for need in recipe.needs))
+        windows = self.windows(level)
+        steps = preset.steps(recipe, level, windows.epoch_steps(preset.prior.batch))
+        folder = self.run_folder(name, level)
+        torch.manual_seed(self.seed)
+        objective = self._objective(recipe, level)
+        progress, figures = train_prior(folder, objective, windows, steps, preset.prior, self.processes)
+        epochs = progress.step / windows.epoch_steps(preset.prior.batch)
+        return self._finish(folder, {**figures, "epochs": epochs, "depth": objective.prior.config.depth})
+
+    def _objective(self, recipe: System, level: int) -> Objective:
+        preset, computing = self.preset, self.preset.prior.computing
+        if recipe.teacher is None:
+            return NextCode(Prior(preset.prior_config(recipe, level)).to(self.device), computing)
+        teacher = self.prior(recipe.teacher, level)
+        if recipe.start is None:
+            depth = preset.prior_config(recipe, level).depth
+            student = new_student(teacher, depth, preset.distillation.copy_layers)
+        else:
+            student = self.prior(recipe.start, level).requires_grad_(True).train()
+        kind = LayerMatching if recipe.objective == "layers" else SoftTargets
+        return kind(student, teacher, preset.distillation, computing)
+
+    def prior(self, name: str, level: int) -> Prior:
+        """The trained prior of a system, with its averaged weights. Raises NotTrained."""
+        self._check((name, level))
+        prior = Prior(self.preset.prior_config(system(name), level))
+        load_averaged(self.run_folder(name, level), prior)
+        return prior.to(self.device).eval().requires_grad_(False)
+
+    def stack_config(self, name: str) -> JukeboxConfig:
+        """The VQ-VAE and a system's priors."""
+        priors = (self.preset.prior_config(system(name), level) for level in reversed(self.levels))
+        return JukeboxConfig(self.preset.config.vqvae, tuple(priors))
+
+    def export(self, name: str, out: Path) -> None:
+        """Write a system's stack as a checkpoint folder that the engine loads (FP16 safetensors). Raises NotTrained."""
+        vqvae = self.vqvae(self.levels)
+        checkpoint.save_config(out, self.stack_config(name))
+        checkpoint.save_network(out / checkpoint.VQVAE_FILE, vqvae)
+        for level in self.levels:
+            checkpoint.save_network(out / checkpoint.prior_file(level), self.prior(name, level))
+
+    def _check(self, *runs: tuple[str, int]) -> None:
+        for name, level in runs:
+            if not self.is_done(name, level):
+                command = "vqvae" if name == "vqvae" else "distill" if SYSTEMS[name].teacher else "prior"
+                option = "" if name == "vqvae" else f" --system {name}"
+                raise NotTrained(
+                    f"{self.run_folder(name, level)} is not done: run `fastjukebox-train {command}{option} "
+                    f"--level {level}` first"
+                )
+
+    def _finish(self, folder: Path, figures: dict[str, Any]) -> dict[str, Any]:
+        if self.processes.is_first:
+            write_figures(folder, figures)
+        self.processes.wait()
+        return figures

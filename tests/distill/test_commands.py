@@ -1,0 +1,109 @@
+"""`fastjukebox-train` from nothing to a stack that samples, and what it says to mistakes."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from fastjukebox.distill import __main__ as entry
+from fastjukebox.distill.commands import train
+from fastjukebox.distill.pipeline import Stage, stages
+from fastjukebox.distill.systems import SYSTEMS
+from fastjukebox.distill.work import NotTrained, Work
+from fastjukebox.engine.jukebox import Jukebox
+from fastjukebox.engine.sampler import SamplingParams
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work") / "w"
+
+    def command(*words, preset="tiny"):
+        options = ["--work", str(folder), "--preset", preset, "--threads", "1", "--device", "cpu"]
+        return CliRunner().invoke(train, [words[0], *options, *words[1:]], catch_exceptions=True)
+
+    command.folder = folder
+    return command
+
+
+@pytest.fixture(scope="module")
+def stack(run):
+    """Everything that a teacher's stack and one student need, by the commands that a user types."""
+    for words in (
+        ("corpus",),
+        ("vqvae",),
+        ("encode",),
+        ("prior", "--system", "teacher-72"),
+        ("distill", "--system", "student-18-layers", "--level", "2"),
+        ("distill", "--system", "student-18", "--level", "2"),
+    ):
+        done = run(*words)
+        assert done.exit_code == 0, (words, done.output, done.exception)
+    return run.folder
+
+
+def test_an_exported_stack_samples(stack, run, tmp_path):
+    done = run("export", "--system", "teacher-72", "--out", str(tmp_path))
+    assert done.exit_code == 0, done.output
+    result = Jukebox.from_pretrained(tmp_path).sample(SamplingParams(seconds=0.1, seed=1))
+    assert result.audio.shape[-1] == 4410 and bool(torch.isfinite(torch.as_tensor(result.audio)).all())
+
+
+def test_eval_tells_bits_and_agreement(stack, run, tmp_path):
+    done = run("eval", "--level", "2", "--windows", "2", "--json", str(tmp_path / "f.jsonl"))
+    assert done.exit_code == 0, done.output
+    rows = {row["system"]: row for row in map(json.loads, (tmp_path / "f.jsonl").read_text().splitlines())}
+    assert set(rows) == {"teacher-72", "student-18-layers", "student-18"}
+    assert all(0 < row["bits"] < 6 for row in rows.values())
+    assert "kl" not in rows["teacher-72"] and rows["student-18"]["kl"] >= 0
+    assert 0 < rows["student-18"]["acceptance"] <= 1 and rows["student-18"]["depth"] == 3
+    # A student's two stages take as many steps as a plain one.
+    work = Work(stack, "tiny")
+    epoch = work.windows(2).epoch_steps(work.preset.prior.batch)
+    plain = work.preset.steps(SYSTEMS["plain-18"], 2, epoch)
+    assert rows["student-18-layers"]["steps"] + rows["student-18"]["steps"] == pytest.approx(plain, abs=1)
+
+
+def test_what_is_done_is_not_done_again(stack, run):
+    before = {path: path.stat().st_mtime_ns for path in stack.rglob("state.pt")}
+    assert run("prior", "--system", "teacher-72").exit_code == 0 and run("vqvae").exit_code == 0
+    assert before == {path: path.stat().st_mtime_ns for path in stack.rglob("state.pt")}
+
+
+def test_dry_run_tells_parameters_memory_and_steps(stack, run):
+    done = run("distill", "--system", "student-24", "--dry-run")
+    lines = done.output.splitlines()
+    assert done.exit_code == 0 and len(lines) == 3
+    assert "6 layers of width 16" in lines[0] and "parameters" in lines[0] and "GB" in lines[0] and "steps" in lines[0]
+
+
+def test_mistakes_get_one_line_that_says_what_to_do(stack, run, monkeypatch, capsys):
+    words = ["distill", "--work", str(stack), "--preset", "tiny", "--device", "cpu", "--system", "student-24"]
+    monkeypatch.setattr("sys.argv", ["fastjukebox-train", *words])
+    with pytest.raises(SystemExit) as stop:
+        entry.main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and len(error.splitlines()) == 1
+    assert "fastjukebox-train distill --system student-24-layers --level 2" in error
+    with pytest.raises(ValueError, match="choose another folder"):
+        Work(stack, "demo")
+    with pytest.raises(NotTrained, match="encode"):
+        Work(stack.parent / "other", "tiny").codes()
+    assert run("prior", "--system", "teacher-72", "--level", "7").exit_code == 2
+
+
+def test_stages_name_everything_that_they_need():
+    class Nothing:
+        levels = range(2, -1, -1)
+
+    needs = stages(Nothing(), {2: tuple(SYSTEMS), 0: ("student-18",)})
+    assert [stage for stage in needs if stage.level == 0 and stage.name != "vqvae"] == [
+        Stage("teacher-72", 0),
+        Stage("student-18-layers", 0),
+        Stage("student-18", 0),
+    ]
+    assert len([stage for stage in needs if stage.level == 2]) == 8
+    seen: set[Stage] = set()
+    for stage, before in needs.items():
+        assert seen.issuperset(before), f"{stage} stands before what it needs"
+        seen.add(stage)

@@ -1,0 +1,59 @@
+"""Which teacher layers a student layer stands for, and what a student starts from."""
+
+import pytest
+import torch
+from fastjukebox.distill.student import layer_groups, new_student
+from fastjukebox.engine.config import ConditionerConfig, PriorConfig
+from fastjukebox.engine.patterns import Pattern
+from fastjukebox.engine.prior import Prior
+from hypothesis import given
+from hypothesis import strategies as st
+
+CYCLE = (Pattern.ROW, Pattern.COLUMN, Pattern.PREVIOUS_ROW)
+
+
+def patterns(depth: int) -> list[Pattern]:
+    return [CYCLE[layer % 3] for layer in range(depth)]
+
+
+def test_groups_of_the_paper():
+    by_threes, by_fours = (layer_groups(patterns(72), patterns(depth)) for depth in (24, 18))
+    assert by_threes[:4] == ((0, 3, 6), (1, 4, 7), (2, 5, 8), (9, 12, 15))
+    assert by_fours[:4] == ((0, 3, 6, 9), (1, 4, 7, 10), (2, 5, 8, 11), (12, 15, 18, 21))
+    assert {len(group) for group in by_threes} == {3} and {len(group) for group in by_fours} == {4}
+
+
+@given(st.integers(3, 80), st.data())
+def test_groups_cover_the_teacher_in_order(depth, data):
+    student_depth = data.draw(st.integers(3, depth))
+    teacher, student = patterns(depth), patterns(student_depth)
+    groups = layer_groups(teacher, student)
+    assert len(groups) == student_depth
+    assert sorted(index for group in groups for index in group) == list(range(depth)), "every layer exactly once"
+    for pattern in CYCLE:
+        ours = [group for group, own in zip(groups, student) if own is pattern]
+        theirs = [index for index in range(depth) if teacher[index] is pattern]
+        assert [index for group in ours for index in group] == theirs, "same pattern, consecutive, in order"
+        sizes = [len(group) for group in ours]
+        assert max(sizes) - min(sizes) <= 1 and sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("teacher, student", [(6, 7), (6, 2), (4, 6)])
+def test_groups_that_cannot_be_are_refused(teacher, student):
+    with pytest.raises(ValueError, match="cannot stand for a teacher"):
+        layer_groups(patterns(teacher), patterns(student))
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_student_starts_from_the_teachers_embeddings_and_conditioner(copied):
+    torch.manual_seed(0)
+    teacher = Prior(PriorConfig(0, 32, 12, 2, 32, 4, codebook_size=64, conditioner=ConditionerConfig(16, 2)))
+    student = new_student(teacher, 3, copied)
+    shared = [name for name, _ in student.named_parameters() if not name.startswith("layers.")]
+    assert any(name.startswith("conditioner.") for name in shared) and "token_embedding" in shared
+    for name in shared:
+        assert torch.equal(student.get_parameter(name), teacher.get_parameter(name)), name
+        assert student.get_parameter(name).data_ptr() != teacher.get_parameter(name).data_ptr()
+    for index, last in enumerate((9, 10, 11)):
+        same = torch.equal(student.layers[index].qkv.weight, teacher.layers[last].qkv.weight)
+        assert same is copied

@@ -1,0 +1,94 @@
+"""The training loop: budgets, resuming to the bit, stopping, divergence."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+from fastjukebox.distill.trainer import Budget, TrainingDiverged, TrainingStopped, read_figures, train, write_figures
+from torch import nn
+
+
+def run(folder, steps, stop_after=None, loss_at=lambda step: 1.0, planned=None, **changes):
+    """Train a small network; a signal to this process comes after `stop_after` steps."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 1))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+
+    def step_loss(step):
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+        return (network(x)[:, 0] - x.sum(dim=1)).square().mean() * loss_at(step)
+
+    def after(step):
+        if stop_after is not None and step + 1 == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    budget = Budget(planned or steps, 1e-2, warm_up=2, log_every=2, **changes)
+    progress = train(folder, budget, network, optimizer, step_loss, after_step=after)
+    return network, progress
+
+
+def test_learning_rate_follows_whichever_limit_is_nearer():
+    budget = Budget(100, 1.0, minutes=1.0, warm_up=10, final=0.1)
+    assert math.isclose(budget.rate(0, 0.0), 0.1, rel_tol=1e-2)
+    assert math.isclose(budget.rate(50, 0.0), 0.55) and math.isclose(budget.rate(20, 30.0), 0.55)
+    assert math.isclose(budget.rate(100, 0.0), 0.1) and math.isclose(budget.rate(20, 60.0), 0.1)
+    assert Budget(100, 1.0).progress(50, 1e9) == 0.5, "without minutes the clock does not count"
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 6])
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, stop_after):
+    whole, _ = run(tmp_path / "a", 7)
+    with pytest.raises(TrainingStopped, match=f"after step {stop_after} of 7"):
+        run(tmp_path / "b", 7, stop_after)
+    resumed, progress = run(tmp_path / "b", 7)
+    assert progress.step == 7
+    for ours, theirs in zip(whole.parameters(), resumed.parameters()):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_finished_run_takes_no_further_step(tmp_path):
+    first, _ = run(tmp_path, 3)
+    again, progress = run(tmp_path, 3, loss_at=lambda step: float("nan"))
+    assert progress.step == 3
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters()))
+
+
+def test_a_run_ends_when_its_minutes_are_used(tmp_path):
+    _, progress = run(tmp_path, 10**9, minutes=0.003)
+    assert 0 < progress.step < 10**9 and progress.seconds >= 0.18
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_divergence_stops_with_the_step_and_keeps_the_last_good_state(tmp_path, value):
+    with pytest.raises(TrainingStopped):
+        run(tmp_path, 9, stop_after=4)
+    before = (tmp_path / "state.pt").read_bytes()
+    with pytest.raises(TrainingDiverged, match=r"at step 6 .*state.pt is kept"):
+        run(tmp_path, 9, loss_at=lambda step: value if step == 6 else 1.0)
+    assert (tmp_path / "state.pt").read_bytes() == before
+    assert run(tmp_path, 9)[1].step == 9
+
+
+def test_signal_handlers_are_given_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    run(tmp_path, 2)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_tensorboard_gets_the_figures(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path, 6)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [2, 4, 6]
+    assert events.Scalars("learning_rate")[0].value > 0
+
+
+def test_figures_are_whole_or_absent(tmp_path):
+    assert read_figures(tmp_path) is None
+    write_figures(tmp_path, {"bits": 1.5})
+    assert read_figures(tmp_path) == json.loads((tmp_path / "figures.json").read_text()) == {"bits": 1.5}

@@ -4,7 +4,7 @@ CXX ?= g++
 BIN := .venv/bin
 SETUP := pyproject.toml setup.py
 
-.PHONY: sample test lint sanitize gpu clean
+.PHONY: sample test lint sanitize gpu demo-stack clean
 
 sample: .venv/engine
 	$(BIN)/fastjukebox sample sample.wav --seconds 4 --seed 3 --top-p 0.9,0.9,1 --overwrite
@@ -29,6 +29,10 @@ sanitize:
 # .venv, whose PyTorch may be another one than the machine's.
 gpu:
 	$(PYTHON) bench gpu
+
+# The paper's seven systems at demo size, from nothing; run it again after a stop. The runs stay in runs/demo-stack.
+demo-stack: .venv/dev
+	$(BIN)/fastjukebox-train stack --work runs/demo-stack --preset demo
 
 clean:
 	rm -rf .venv build dist *.egg-info

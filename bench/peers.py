@@ -64,8 +64,8 @@ def our_decoder(prior: Prior, codes: Tensor, prompt_len: int, backend: str) -> D
 def compare(
     config: PriorConfig, backends: list[str], batch: int, rounds: int, steps: int, values: torch.dtype
 ) -> dict[str, list[float]]:
-    """Seconds per step of every round, by name: "transformers", for `steps` steps a round, and each backend, for as many
-    as it does meanwhile, within the window.
+    """Seconds per step of every round, by name: "transformers", for `steps` steps a round, and each backend, for as
+    many as it does meanwhile, within the window.
 
     Raises:
         RuntimeError: the logits or the codes differ.

@@ -1,0 +1,122 @@
+"""What weight-only int8 costs on a trained stack: held-out bits per code, and how far the logits move.
+
+    python bench int8 [--model demo --songs 8 --json FILE]
+
+Windows of songs that no stack was trained on (other seeds of distill/corpus.py) are encoded by the model's own VQ-VAE.
+The int8 network is the FP32 one with every projection and the head rounded as the int8 decoders store them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..distill.corpus import compose, render
+from ..distill.losses import bits
+from ..engine.jukebox import Jukebox
+from ..engine.prior import Prior
+from ..engine.transformer import TransformerLayer
+from ..kernels.packing import quantize_int8
+from .harness import Rows, Unavailable, add_options
+
+# Songs of the demo's training have seeds below 100000.
+FIRST_SEED = 5_000_000
+
+
+def rounded(weight: Tensor) -> Tensor:
+    """weight [in, out] as the int8 decoders see it."""
+    whole, scale = quantize_int8(weight)
+    return whole * scale
+
+
+@torch.no_grad()
+def rounded_layers(prior: Prior) -> Prior:
+    """A copy with every projection rounded; embeddings and biases stay."""
+    prior = copy.deepcopy(prior)
+    for layer in prior.layers:
+        assert isinstance(layer, TransformerLayer)
+        for projection in (layer.qkv, layer.proj, layer.up, layer.down):
+            projection.weight.copy_(rounded(projection.weight))
+    return prior
+
+
+def logits(prior: Prior, codes: Tensor, cond: Tensor | None, head: Tensor) -> Tensor:
+    """[1, T, V] with another output head [W, V] than the token embedding."""
+    x = prior.embed(codes[:, :-1], 0, cond, None)
+    for layer in prior.layers:
+        x = layer(x)
+    return (x if cond is None else x + cond) @ head
+
+
+@torch.inference_mode()
+def measure(jukebox: Jukebox, songs: list[Tensor], level: int, per_song: int) -> dict[str, Any]:
+    prior = jukebox.prior(level)
+    config = prior.config
+    int8, head = rounded_layers(prior), prior.token_embedding.T
+    rounded_head = rounded(head)
+    exact, lossy, errors, spread, agree, count = 0.0, 0.0, [], [], 0.0, 0
+    for audio in songs:
+        codes = jukebox.vqvae.encode(audio, level)
+        upper = jukebox.vqvae.encode(audio, level + 1) if config.conditioner else None
+        ratio = config.conditioner.upper_ratio if config.conditioner else 1
+        for window in range(per_song):
+            start = int((window + 0.5) / per_song * (codes.shape[1] - config.context_len)) // ratio * ratio
+            given = codes[:, start : start + config.context_len]
+            cond = None
+            if upper is not None:
+                cond = prior.condition(upper[:, start // ratio :][:, : config.context_len // ratio])
+            ours, theirs = logits(prior, given, cond, head), logits(int8, given, cond, rounded_head)
+            exact += float(F.cross_entropy(ours[0], given[0]))
+            lossy += float(F.cross_entropy(theirs[0], given[0]))
+            errors.append(float((ours - theirs).abs().max()))
+            spread.append(float(ours.std()))
+            agree += float((ours.argmax(-1) == theirs.argmax(-1)).float().mean())
+            count += 1
+    return {
+        "level": level,
+        "windows": count,
+        "bits_fp32": bits(exact / count),
+        "bits_int8": bits(lossy / count),
+        "bits_lost": bits((lossy - exact) / count),
+        "largest_logit_error": max(errors),
+        "logits_std": sum(spread) / count,
+        "same_likeliest_code": agree / count,
+    }
+
+
+def say(f: dict[str, Any]) -> str:
+    return (
+        f"{f['bits_fp32']:.4f} bits in FP32, {f['bits_lost']:+.4f} lost to int8; logits (std {f['logits_std']:.2f}) "
+        f"off by {f['largest_logit_error']:.3f} at most; likeliest code the same {100 * f['same_likeliest_code']:.2f} %"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo", help="a checkpoint folder, or demo")
+    parser.add_argument("--songs", type=int, default=8)
+    parser.add_argument("--windows", type=int, default=4, help="of each song")
+    add_options(parser)
+    options = parser.parse_args(arguments)
+    rows = Rows("int8", options)
+    if rows.device.type != "cpu":
+        raise Unavailable("the comparison runs on the CPU")
+    jukebox = Jukebox.from_pretrained(options.model)
+    rate = jukebox.config.vqvae.sample_rate
+    songs = [torch.from_numpy(render(compose(FIRST_SEED + song), 24.0, rate))[None] for song in range(options.songs)]
+    for level in reversed(range(jukebox.config.vqvae.levels)):
+        rows.add(
+            f"{options.model} level {level}",
+            lambda level=level: measure(jukebox, songs, level, options.windows),
+            say,
+        )
+    return rows.status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,26 @@
+"""Weight-only int8 on the trained demo stack: the bound that its logits stay within, and the bits that it costs."""
+
+import pytest
+import torch
+from fastjukebox.bench import int8
+from fastjukebox.distill.corpus import compose, render
+from fastjukebox.engine.jukebox import Jukebox
+
+
+@pytest.fixture(scope="module")
+def song():
+    return torch.from_numpy(render(compose(int8.FIRST_SEED), 4.0))[None]
+
+
+@pytest.mark.parametrize("level", [2, 1, 0])
+def test_int8_costs_next_to_nothing_on_a_trained_stack(song, level):
+    found = int8.measure(Jukebox.from_pretrained("demo"), [song], level, 1)
+    # A tenth of what logits differ among themselves; a scale that is off by one output breaks both by far.
+    assert 0 < found["largest_logit_error"] < 0.1 * found["logits_std"]
+    assert abs(found["bits_lost"]) < 0.01 and found["same_likeliest_code"] > 0.95
+
+
+def test_rounding_loses_at_most_half_a_step_per_weight():
+    weight = torch.randn(40, 7, generator=torch.Generator().manual_seed(0)) + 0.3
+    step = weight.abs().amax(dim=0) / 127
+    assert bool(((int8.rounded(weight) - weight).abs() <= 0.5001 * step).all())

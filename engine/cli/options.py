@@ -45,7 +45,11 @@ class Settings:
 
 SAMPLING_OPTIONS = (
     click.option("--seed", type=int, default=0, show_default=True, help="Another seed, another piece."),
-    click.option("--samples", type=int, help="How many to sample; several become name-0.wav, name-1.wav, ..."),
+    click.option(
+        "--samples",
+        type=int,
+        help="How many; several become name-0.wav, name-1.wav, ... Processes of torchrun share them.",
+    ),
     click.option("--first-item", type=int, default=0, help="Begin with this one of the seed's pieces.  [default: 0]"),
     click.option("--temperature", type=PerLevel(float), default=0.99, show_default=True, help="Lower is tamer."),
     click.option("--top-k", type=PerLevel(int), default=0, help="Draw from the K likeliest codes.  [default: 0, all]"),

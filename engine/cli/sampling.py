@@ -120,7 +120,9 @@ def resume(
 
 def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | None) -> None:
     from ..sampler import SamplingParams
+    from .sharing import own_share
 
+    out, settings = own_share(out, settings)
     params = SamplingParams(
         seconds=settings.seconds,
         seed=settings.seed,

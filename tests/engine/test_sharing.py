@@ -1,0 +1,32 @@
+"""Pieces shared among processes of torchrun are those of one process."""
+
+from pathlib import Path
+
+import pytest
+
+ASK = ("sample", "song.wav", "--seconds", 0.02, "--seed", 3, "--samples")
+
+
+@pytest.mark.parametrize("count, pieces", [(2, 3), (3, 3)])
+def test_shares_together_are_what_one_process_samples(ok, monkeypatch, count, pieces):
+    ok(*ASK, pieces)
+    whole = [Path(f"song-{item}.wav").read_bytes() for item in range(pieces)]
+    assert len(set(whole)) == pieces
+    shared = []
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+    for rank in range(count):
+        monkeypatch.setenv("RANK", str(rank))
+        ok(*ASK, pieces)
+        files = sorted(Path().glob(f"song-part{rank}*.wav"))
+        assert Path(f"song-part{rank}.run").is_dir() and files
+        shared += [path.read_bytes() for path in files]
+    assert shared == whole
+
+
+@pytest.mark.parametrize(
+    "words, message", [((*ASK, 1), "2 processes for 1 pieces"), ((*ASK, 2, "--stream"), "--stream")]
+)
+def test_what_cannot_be_shared_is_refused(fails, monkeypatch, words, message):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert message in fails(*words)

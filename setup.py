@@ -47,7 +47,7 @@ setup(
             ["kernels/csrc/decode.cpp"],
             depends=[f"kernels/csrc/{name}" for name in ("decode.h", "threads.h", "simd.inc", "ops.inc", "step.inc")],
             language="c++",
-            extra_compile_args=["-std=c++17", "-O3", "-Wno-psabi"],
+            extra_compile_args=["-std=c++17", "-O3", "-Wno-psabi", "-Wno-maybe-uninitialized"],
             extra_link_args=["-pthread"],
         )
     ],

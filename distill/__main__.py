@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from . import audio_commands  # noqa: F401
 from .commands import EXPECTED, train
 
 

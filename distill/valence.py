@@ -8,13 +8,11 @@ a spectrogram into 16 pieces; this one is small, trained from nothing, and takes
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,12 +24,10 @@ from torch import Tensor, nn
 from ..engine.audio import AudioError
 from ..engine.checkpoint import CheckpointError, assign, save_network
 from ..engine.config import from_json, to_json
+from .labels import QUADRANTS, Labelled, LabelledCrops, split
 from .mel import MAX_SEMITONES, MelConfig, audio_files, log_mel, mel_centres, read_mono
 from .prior import parameter_groups
 from .trainer import Budget, Progress, train, write_json
-
-# Activated or deactivated, pleasant or unpleasant; the order of the classes.
-QUADRANTS = ("AP", "DP", "AU", "DU")
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ class ValenceTraining:
             raise ValueError(f"semitones must be 0 to {MAX_SEMITONES} and held_out between 0 and 1, got {self}")
 
 
-DEMO_BUDGET = Budget(steps=600, minutes=10.0, learning_rate=3e-3, warm_up=50)
+DEMO_BUDGET = Budget(steps=600, learning_rate=3e-3, warm_up=50)
 
 
 class InvertedResidual(nn.Module):
@@ -145,90 +141,6 @@ class ValenceNet(nn.Module):
         x = self.join(torch.cat([x.mean(2), x.amax(2)], 1).transpose(1, 2))
         # No positions: what is near in time the convolutions have seen, and any length is taken.
         return self.classifier(self.attention(x).mean(1))
-
-
-class Labelled(NamedTuple):
-    """A song and its class, an index into `QUADRANTS`."""
-
-    path: Path
-    quadrant: int
-
-
-def read_labels(source: str | Path) -> list[Labelled]:
-    """The songs of a CSV file with the columns `quadrant` and `path` (or `file`, as in a corpus), or of a folder's
-    labels.csv. Paths are relative to the CSV file. Each row is one song.
-
-    Raises:
-        AudioError: the table or a song does not exist, a column is missing, a quadrant is none of AP, DP, AU, DU, or a
-            song appears twice. Names the file and the line.
-    """
-    table = Path(source)
-    table = table / "labels.csv" if table.is_dir() else table
-    if not table.is_file():
-        raise AudioError(f"{table}: no such file")
-    songs: dict[Path, int] = {}
-    with table.open(newline="") as lines:
-        reader = csv.DictReader(lines)
-        names = reader.fieldnames or ()
-        column = next((name for name in ("path", "file") if name in names), None)
-        if column is None or "quadrant" not in names:
-            raise AudioError(
-                f"{table}: needs the columns path (or file) and quadrant, has {', '.join(names) or 'none'}"
-            )
-        for row in reader:
-            place = f"{table}, line {reader.line_num}"
-            if row["quadrant"] not in QUADRANTS:
-                raise AudioError(f"{place}: unknown quadrant {row['quadrant']!r}; it must be {', '.join(QUADRANTS)}")
-            path = table.parent / row[column]
-            if not path.is_file():
-                raise AudioError(f"{place}: no such file: {path}")
-            if path in songs:
-                raise AudioError(f"{place}: {path} has a label already")
-            songs[path] = QUADRANTS.index(row["quadrant"])
-    return [Labelled(path, quadrant) for path, quadrant in songs.items()]
-
-
-def split(songs: Sequence[Labelled], share: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:
-    """Songs to train on and songs held out: about `share` of each quadrant, at least one.
-
-    Raises:
-        ValueError: a quadrant has fewer than two songs.
-    """
-    rng = np.random.default_rng([seed, 1])
-    training, held_out = [], []
-    for index, name in enumerate(QUADRANTS):
-        members = [song for song in songs if song.quadrant == index]
-        if len(members) < 2:
-            raise ValueError(f"quadrant {name} has {len(members)} songs: two are needed, one of them held out")
-        order = rng.permutation(len(members))
-        count = min(len(members) - 1, max(1, round(share * len(members))))
-        held_out += [members[place] for place in order[:count]]
-        training += [members[place] for place in order[count:]]
-    return training, held_out
-
-
-class LabelledCrops:
-    """Random crops of songs, which are held as 16-bit samples: 2.6 MB per minute at 22.05 kHz."""
-
-    def __init__(self, songs: Sequence[Labelled], config: ValenceConfig, seed: int) -> None:
-        self.config, self.seed = config, seed
-        self.audio: list[list[np.ndarray]] = [[] for _ in QUADRANTS]
-        for path, quadrant in songs:
-            samples = read_mono(path, config.mel)
-            if len(samples) < config.crop_samples:
-                raise AudioError(f"{path}: shorter than a crop of {config.crop_seconds:g} s")
-            self.audio[quadrant].append((samples.clamp(-1, 1) * 32767).round().to(torch.int16).numpy())
-
-    def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
-        """Audio [size, samples] and quadrants [size], each quadrant equally often, as a function of (seed, step)."""
-        rng = np.random.default_rng([self.seed, step])
-        quadrants = rng.permutation(np.arange(size) % len(QUADRANTS))
-        crops = []
-        for quadrant in quadrants:
-            song = self.audio[quadrant][rng.integers(len(self.audio[quadrant]))]
-            start = rng.integers(len(song) - self.config.crop_samples + 1)
-            crops.append(song[start : start + self.config.crop_samples])
-        return torch.from_numpy(np.stack(crops).astype(np.float32) / 32767), torch.from_numpy(quadrants)
 
 
 @torch.no_grad()
@@ -301,7 +213,7 @@ def train_valence(
         ValueError: too few songs (`split`), or one that is too short.
     """
     training, held_out = split(songs, settings.held_out, seed)
-    crops = LabelledCrops(training, config, seed)
+    crops = LabelledCrops(training, config.mel, config.crop_samples, seed)
     torch.manual_seed(seed)
     net = ValenceNet(config).to(device)
     optimizer = torch.optim.AdamW(parameter_groups(net, settings.weight_decay), lr=budget.learning_rate)

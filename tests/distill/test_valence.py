@@ -7,23 +7,19 @@ import numpy as np
 import pytest
 import torch
 from fastjukebox.distill.corpus import write_corpus
+from fastjukebox.distill.labels import QUADRANTS, Labelled, LabelledCrops, read_quadrants, split
 from fastjukebox.distill.mel import log_mel
 from fastjukebox.distill.trainer import Budget
 from fastjukebox.distill.valence import (
     PRESETS,
-    QUADRANTS,
-    Labelled,
-    LabelledCrops,
     ValenceNet,
     ValenceTraining,
     auc,
     load,
-    read_labels,
     report,
     save,
     scores,
     song_probabilities,
-    split,
     train_valence,
 )
 from fastjukebox.engine.audio import AudioError, write_audio
@@ -31,10 +27,6 @@ from fastjukebox.engine.checkpoint import CheckpointError
 
 CONFIG = PRESETS["tiny"]
 RATE = CONFIG.mel.sample_rate
-
-
-def _quiet(_line):
-    pass
 
 
 def _toy(quadrant, seed, seconds=3.0):
@@ -66,7 +58,7 @@ def trained(toy, tmp_path_factory):
     path = tmp_path_factory.mktemp("work") / "valence"
     budget = Budget(steps=100, learning_rate=1e-2, warm_up=10, log_every=1000)
     settings = ValenceTraining(batch=8, semitones=1, label_smoothing=0.0)
-    return train_valence(path, read_labels(toy), CONFIG, budget, settings, 0)
+    return train_valence(path, read_quadrants(toy), CONFIG, budget, settings, 0)
 
 
 def test_four_kinds_of_tone_are_told_apart(trained, tmp_path):
@@ -120,7 +112,7 @@ def test_any_length_from_two_seconds_gives_four_logits(name):
 def test_interrupted_training_gives_the_same_weights(toy, tmp_path, monkeypatch):
     config = dataclasses.replace(CONFIG, dropout=0.2)
     budget = Budget(steps=8, learning_rate=1e-3, warm_up=2, log_every=4, save_seconds=0.0)
-    arguments = (read_labels(toy), config, budget, ValenceTraining(batch=4), 3)
+    arguments = (read_quadrants(toy), config, budget, ValenceTraining(batch=4), 3)
     whole, _, _ = train_valence(tmp_path / "whole", *arguments)
     batch = LabelledCrops.batch
 
@@ -159,11 +151,11 @@ def test_a_class_without_held_out_songs_is_named():
 
 def test_corpus_labels_are_read(tmp_path):
     write_corpus(tmp_path, 3, 0.5)
-    songs = read_labels(tmp_path)
+    songs = read_quadrants(tmp_path)
     assert [song.path.name for song in songs] == ["song-0000.flac", "song-0001.flac", "song-0002.flac"]
     with (tmp_path / "labels.csv").open(newline="") as table:
         assert [QUADRANTS[song.quadrant] for song in songs] == [row["quadrant"] for row in csv.DictReader(table)]
-    assert read_labels(tmp_path / "labels.csv") == songs
+    assert read_quadrants(tmp_path / "labels.csv") == songs
 
 
 @pytest.mark.parametrize(
@@ -182,18 +174,18 @@ def test_tables_that_cannot_be_used_are_explained(tmp_path, table, message):
     (tmp_path / "a.wav").touch()
     (tmp_path / "songs.csv").write_text(table)
     with pytest.raises(AudioError, match=message):
-        read_labels(tmp_path / "songs.csv")
+        read_quadrants(tmp_path / "songs.csv")
 
 
 def test_missing_tables_and_unreadable_songs_are_named(tmp_path):
     with pytest.raises(AudioError, match=r"labels\.csv: no such file"):
-        read_labels(tmp_path)
+        read_quadrants(tmp_path)
     (tmp_path / "a.wav").write_bytes(b"not audio")
     with pytest.raises(AudioError, match=r"cannot read audio from .*a\.wav"):
-        LabelledCrops([Labelled(tmp_path / "a.wav", 0)], CONFIG, 0)
+        LabelledCrops([Labelled(tmp_path / "a.wav", 0)], CONFIG.mel, CONFIG.crop_samples, 0)
     write_audio(tmp_path / "b.wav", torch.zeros(1, RATE // 2), RATE)
-    with pytest.raises(AudioError, match=r"b\.wav: shorter than a crop of 2 s"):
-        LabelledCrops([Labelled(tmp_path / "b.wav", 0)], CONFIG, 0)
+    with pytest.raises(AudioError, match=r"b\.wav: shorter than a crop of 2.0 s"):
+        LabelledCrops([Labelled(tmp_path / "b.wav", 0)], CONFIG.mel, CONFIG.crop_samples, 0)
     with pytest.raises(AudioError, match=r"b\.wav: 0\.5 s are too short"):
         song_probabilities(ValenceNet(CONFIG), [tmp_path / "b.wav"])
 
@@ -209,8 +201,8 @@ def test_songs_are_held_out_from_each_quadrant(tmp_path):
 
 
 def test_crops_are_balanced_and_depend_on_the_step_alone(toy):
-    songs = [song for song in read_labels(toy) if song.quadrant or song.path.name == "AP-0.wav"]
-    one, other = (LabelledCrops(songs, CONFIG, 5) for _ in range(2))
+    songs = [song for song in read_quadrants(toy) if song.quadrant or song.path.name == "AP-0.wav"]
+    one, other = (LabelledCrops(songs, CONFIG.mel, CONFIG.crop_samples, 5) for _ in range(2))
     one.batch(0, 8)
     audio, quadrants = one.batch(3, 8)
     assert audio.shape == (8, CONFIG.crop_samples) and sorted(quadrants.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]

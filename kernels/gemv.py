@@ -145,8 +145,9 @@ def tile(weight: Tensor, batch: int, scale: Tensor | None = None) -> Tile:
     block_k = min(triton.next_power_of_2(n_in), 2048)
     # 16 KB of weights per program: at width 1920 some four programs on each of 132 multiprocessors, and room beside
     # them for the next kernel's. At most 8 outputs, or narrow inputs would leave multiprocessors idle. int8 weights are
-    # as FP32 in registers as others are: more outputs than for FP16 would spill.
-    block_n = max(1, min(16384 // (block_k * max(weight.dtype.itemsize, 2)), 8))
+    # FP32 in registers: with more outputs than FP32 weights have, some compilers spill.
+    stored = 4 if weight.dtype.itemsize == 1 else weight.dtype.itemsize
+    block_n = max(1, min(16384 // (block_k * stored), 8))
     if weight.device.type == "cpu":
         # The interpreter takes milliseconds per program, whatever its size.
         block_n = 64

@@ -29,23 +29,26 @@ GPU_SIZES = ("upsampler-0-18", "upsampler-0-72", "upsampler-0-24", "top-18")
 
 
 class Case(NamedTuple):
-    """One row. `per_graph`: steps per CUDA graph, 0 for the decoder's own choice."""
+    """One row. `per_graph`: steps per CUDA graph, 0 for the decoder's own choice. `values`: what the FP32 weights of a
+    native decoder hold; FP16 values, as in released checkpoints, it stores as such."""
 
     decoder: str
     size: str
     dtype: str
     batch: int
     per_graph: int = 0
+    values: str = ""
 
     @property
     def row(self) -> str:
         graph = f" x{self.per_graph}" if self.per_graph else ""
-        return f"{self.size} {self.decoder}{graph} {self.dtype} batch {self.batch}"
+        values = f" of {self.values} values" if self.values else ""
+        return f"{self.size} {self.decoder}{graph} {self.dtype}{values} batch {self.batch}"
 
 
 def stored_size(case: Case) -> int:
     """Bytes of one stored weight."""
-    return 1 if case.decoder.endswith("int8") else DTYPES[case.dtype].itemsize
+    return 1 if case.decoder.endswith("int8") else DTYPES[case.values or case.dtype].itemsize
 
 
 def bytes_per_step(case: Case, config: PriorConfig, conditioned: bool, pos: int) -> int:
@@ -76,6 +79,9 @@ def prepare(case: Case, device: torch.device) -> tuple[Decoder, WindowTask]:
     except ValueError as error:
         raise Unavailable(str(error)) from None
     prior = build(StandIn, config, device, dtype)
+    if case.values:
+        for parameter in prior.parameters():
+            parameter.copy_(parameter.to(DTYPES[case.values]))
     if case.per_graph:
         decoder: Decoder = GraphDecoder(prior, case.batch, case.decoder.endswith("int8"), case.per_graph)
     else:
@@ -159,6 +165,9 @@ def cases(options: argparse.Namespace) -> list[Case]:
         # Beside int8 weights the dtype of the rest hardly matters.
         if dtype != dtypes[0] and decoder.endswith("int8"):
             continue
+        if decoder == "native":
+            found += [Case(decoder, name, dtype, batch, values=values) for values in options.values]
+            continue
         for per_graph in (options.steps_per_graph or (0,)) if decoder.startswith("triton") else (0,):
             found.append(Case(decoder, name, dtype, batch, per_graph))
     return found
@@ -172,6 +181,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", nargs="+", choices=DTYPES)
     parser.add_argument("--batch", type=int, nargs="+")
     parser.add_argument("--steps-per-graph", type=int, nargs="+", help="of the triton decoders")
+    parser.add_argument(
+        "--values",
+        nargs="+",
+        choices=["fp16", "fp32"],
+        default=["fp16", "fp32"],
+        help="of the native decoder's weights",
+    )
     parser.add_argument("--aim", type=float, default=0.2, help="seconds of a round")
     add_options(parser)
     options = parser.parse_args(arguments)

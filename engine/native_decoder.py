@@ -55,6 +55,7 @@ class NativeDecoder:
 
     def run(self, start: int, stop: int) -> None:
         task = self.task
+        native.rest_pytorch_threads()
         while start < stop:
             steps = min(max(1, int(self.SECONDS_PER_CALL / self.seconds_per_step)), stop - start)
             begun = time.perf_counter()

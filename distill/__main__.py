@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
+
+# As in engine/__main__.py; before PyTorch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 from . import audio_commands  # noqa: F401
 from .commands import EXPECTED, train

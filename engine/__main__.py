@@ -5,6 +5,7 @@ Whatever goes wrong is one line on stderr and exit code 2; a stopped run is 130 
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -13,6 +14,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 import click
+
+# PyTorch's threads wait for each other by spinning, by default for so long that a second busy program on the machine
+# makes every operation take a time slice. Read when PyTorch is loaded, which the commands do.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 from .cli.files import convert, decode, encode, info
 from .cli.sampling import continue_, resume, sample, upsample

@@ -12,6 +12,42 @@ from .kv_cache import KVCache
 from .prior import Prior
 
 
+class TeamSize:
+    """How many threads decode: all that PyTorch may use, or one.
+
+    The threads meet hundreds of times in a step. Where other work has one of the cores, the scheduler may put two of
+    them on the same core, where each meeting waits for a time slice: then one thread is faster by far. So both are
+    tried, again from time to time; the codes do not depend on it.
+    """
+
+    TRIAL_SECONDS = 0.004
+    FIRST_CHECK, LAST_CHECK = 1.0, 16.0
+
+    def __init__(self, most: int) -> None:
+        self.counts = sorted({1, most})
+        # Seconds per step by number of threads, as last measured.
+        self.cost: dict[int, float] = {}
+        self.interval, self.checked = self.FIRST_CHECK, time.monotonic()
+
+    @property
+    def best(self) -> int:
+        return min(self.cost, key=lambda count: self.cost[count])
+
+    def next_call(self, seconds: float) -> tuple[int, int]:
+        """Threads and steps of the next call, which is to last about `seconds`, or far less if it is a trial."""
+        untried = [count for count in self.counts if count not in self.cost]
+        if not self.cost:
+            return untried[0], 1
+        if not untried and len(self.counts) > 1 and time.monotonic() - self.checked > self.interval:
+            self.checked, self.interval = time.monotonic(), min(2 * self.interval, self.LAST_CHECK)
+            untried = [count for count in self.counts if count != self.best]
+        count = untried[0] if untried else self.best
+        return count, max(1, int((self.TRIAL_SECONDS if untried else seconds) / self.cost[self.best]))
+
+    def measured(self, threads: int, seconds_per_step: float) -> None:
+        self.cost[threads] = seconds_per_step
+
+
 class NativeDecoder:
     """FP32 arithmetic on weights stored as FP32, as FP16 where that loses nothing, or as int8. The prompt goes through
     Prior.prefill in PyTorch.
@@ -28,7 +64,7 @@ class NativeDecoder:
         config = prior.config
         self.prior = prior
         self.cache = KVCache(config, batch, prior.device, torch.float32)
-        self.threads = torch.get_num_threads()
+        self.team = TeamSize(torch.get_num_threads())
         weights = native.PackedWeights(int8)
         self.model = native.NativeModel(
             weights,
@@ -46,7 +82,6 @@ class NativeDecoder:
             row_len=config.row_len,
             res_scale=config.res_scale,
         )
-        self.seconds_per_step = self.SECONDS_PER_CALL
 
     @torch.inference_mode()
     def prefill(self, task: WindowTask) -> None:
@@ -57,7 +92,8 @@ class NativeDecoder:
         task = self.task
         native.rest_pytorch_threads()
         while start < stop:
-            steps = min(max(1, int(self.SECONDS_PER_CALL / self.seconds_per_step)), stop - start)
+            threads, steps = self.team.next_call(self.SECONDS_PER_CALL)
+            steps = min(steps, stop - start)
             begun = time.perf_counter()
             self.model.decode(
                 task.codes,
@@ -72,7 +108,7 @@ class NativeDecoder:
                 temperature=task.sampling.temperature,
                 top_k=task.sampling.top_k,
                 top_p=task.sampling.top_p,
-                threads=self.threads,
+                threads=threads,
             )
-            self.seconds_per_step = (time.perf_counter() - begun) / steps
+            self.team.measured(threads, (time.perf_counter() - begun) / steps)
             start += steps

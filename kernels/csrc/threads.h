@@ -14,6 +14,9 @@ class Barrier {
  public:
   explicit Barrier(int count) : flags_(count) {}
 
+  // Some microseconds, longer than threads that all run wait for each other.
+  static constexpr int patience = 200;
+
   // While it waits, a thread fetches [next, end), what it will read first, into its cache.
   void wait(int id, const char *next = nullptr, const char *end = nullptr) {
     const unsigned arrived = flags_[id].arrived.load(std::memory_order_relaxed) + 1;
@@ -23,8 +26,8 @@ class Barrier {
         if (next < end) {
           __builtin_prefetch(next);
           next += 64;
-        } else if (spins > 4000) {
-          // On a busy machine a partner may not be running at all.
+        } else if (spins > patience) {
+          // On a busy machine a partner may not be running at all, or wait for this very core.
           sched_yield();
         } else if (spins > 100) {
 #if defined(__x86_64__)

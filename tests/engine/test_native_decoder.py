@@ -8,7 +8,7 @@ import torch
 from fastjukebox.engine.config import ConditionerConfig, PriorConfig
 from fastjukebox.engine.decoder import EagerDecoder, LevelSampling, WindowTask, choose_backend
 from fastjukebox.engine.kv_cache import KVCache
-from fastjukebox.engine.native_decoder import NativeDecoder
+from fastjukebox.engine.native_decoder import NativeDecoder, TeamSize
 from fastjukebox.engine.patterns import Pattern
 from fastjukebox.engine.prior import Prior
 from fastjukebox.kernels import native, philox, reference
@@ -151,9 +151,40 @@ def test_an_items_codes_depend_neither_on_the_batch_nor_on_the_threads():
     whole = decode(NativeDecoder(prior, 5), make_task(prior, 5, 20, cond=True))
     for first, batch, threads in ((0, 2, 1), (2, 3, 2), (4, 1, 3)):
         decoder = NativeDecoder(prior, batch)
-        decoder.threads = threads
+        decoder.team = TeamSize(threads)
         part = decode(decoder, make_task(prior, batch, 20, cond=True, first_item=first))
         assert torch.equal(part, whole[first : first + batch])
+
+
+def simulated(team, cost, calls, monkeypatch):
+    """Threads of each of so many calls that are to last 0.25 s, where a step costs cost(threads) seconds."""
+    now, chosen = [0.0], []
+    monkeypatch.setattr("fastjukebox.engine.native_decoder.time.monotonic", lambda: now[0])
+    team.checked = 0.0
+    for _ in range(calls):
+        threads, steps = team.next_call(0.25)
+        assert steps >= 1
+        now[0] += steps * cost(threads)
+        team.measured(threads, cost(threads))
+        chosen.append(threads)
+    return chosen
+
+
+def test_the_faster_team_decodes_and_the_other_is_tried_again(monkeypatch):
+    alone = simulated(TeamSize(4), lambda threads: 1e-4 if threads == 1 else 3e-3, 100, monkeypatch)
+    assert alone[:2] == [1, 4] and 2 <= alone.count(4) <= 6
+    together = simulated(TeamSize(4), lambda threads: 4e-4 / threads, 100, monkeypatch)
+    assert together.count(1) <= 6
+
+
+def test_a_team_follows_a_machine_that_becomes_busy(monkeypatch):
+    team = TeamSize(2)
+    assert simulated(team, lambda threads: 1e-4 if threads == 2 else 2e-4, 50, monkeypatch)[-1] == 2
+    assert simulated(team, lambda threads: 5e-3 if threads == 2 else 2e-4, 50, monkeypatch)[-1] == 1
+
+
+def test_one_thread_has_no_choice(monkeypatch):
+    assert set(simulated(TeamSize(1), lambda threads: 1e-4, 50, monkeypatch)) == {1}
 
 
 def test_a_run_in_pieces_equals_one_run():

@@ -3,7 +3,8 @@
     python bench int8 [--model demo --songs 8 --json FILE]
 
 Windows of songs that no stack was trained on (other seeds of distill/corpus.py) are encoded by the model's own VQ-VAE.
-The int8 network is the FP32 one with every projection and the head rounded as the int8 decoders store them.
+Both networks run in PyTorch on the CPU. The int8 network is the FP32 one with every projection and the head rounded as
+the int8 decoders store them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..engine.jukebox import Jukebox
 from ..engine.prior import Prior
 from ..engine.transformer import TransformerLayer
 from ..kernels.packing import quantize_int8
-from .harness import Rows, Unavailable, add_options
+from .harness import Rows, add_options
 
 # Songs of the demo's training have seeds below 100000.
 FIRST_SEED = 5_000_000
@@ -102,10 +103,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--songs", type=int, default=8)
     parser.add_argument("--windows", type=int, default=4, help="of each song")
     add_options(parser)
+    parser.set_defaults(device="cpu")
     options = parser.parse_args(arguments)
+    if options.device != "cpu":
+        parser.error("the comparison runs on the CPU")
     rows = Rows("int8", options)
-    if rows.device.type != "cpu":
-        raise Unavailable("the comparison runs on the CPU")
     jukebox = Jukebox.from_pretrained(options.model)
     rate = jukebox.config.vqvae.sample_rate
     songs = [torch.from_numpy(render(compose(FIRST_SEED + song), 24.0, rate))[None] for song in range(options.songs)]

@@ -1,6 +1,6 @@
 """Time per sampled code, ours against `transformers` 4.57.6 on the same weights, in one run on the same CPU.
 
-    python bench peers [--json bench/results/peers.json]
+    python bench peers [--json bench/results/peers.jsonl]
 
 All compute in FP32 with their own cache from the middle of a window, sampling included, by turns: in a round each
 decodes for about as long, so that a fast one is not timed while it reads its weights back into the processor's caches.

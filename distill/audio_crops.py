@@ -1,4 +1,7 @@
-"""Random crops of a folder of audio: what a VQ-VAE is trained on."""
+"""Random crops of a folder of audio: what a VQ-VAE is trained on.
+
+They depend on (seed, step) alone, so training that is interrupted goes on with what it would have heard.
+"""
 
 from __future__ import annotations
 

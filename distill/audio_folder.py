@@ -1,7 +1,7 @@
-"""A folder of audio as training songs: what is in it, which songs are held out, and random crops of the rest.
+"""A folder of audio as training songs: what is in it, which songs are held out, and any part of a song.
 
 Any format that libsndfile reads, any rate, any nesting; links are followed. A file that cannot be used is reported with
-the reason. Crops depend on (seed, step) alone, so training that is interrupted goes on with what it would have heard.
+the reason.
 """
 
 from __future__ import annotations

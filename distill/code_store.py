@@ -1,4 +1,4 @@
-"""The codes of a folder of audio on disk, and windows of them for training.
+"""The codes of a folder of audio on disk.
 
 A store is `manifest.json` and, per level, shards `level_K/shard-NNNNN.npy` that hold whole songs one after another.
 Where each song's codes lie follows from the lengths of the songs, so all of it is decided before the first is encoded

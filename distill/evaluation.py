@@ -11,7 +11,7 @@ from torch import Tensor
 from ..engine.prior import Prior
 from . import losses
 from .forward import forward
-from .systems import SYSTEMS, TEACHER
+from .systems import TEACHER
 from .work import Work
 
 
@@ -51,8 +51,7 @@ def compare(prior: Prior, teacher: Prior | None, codes: Tensor, upper: Tensor | 
 def evaluate(work: Work, name: str, level: int, per_song: int = 4) -> dict[str, Any]:
     """The figures of one system's prior at one level on `per_song` windows of each held-out song."""
     prior = work.prior(name, level)
-    has_teacher = SYSTEMS[name].teacher is not None or name.startswith("plain")
-    teacher = work.prior(TEACHER, level) if has_teacher and work.is_done(TEACHER, level) else None
+    teacher = work.prior(TEACHER, level) if name != TEACHER and work.is_done(TEACHER, level) else None
     codes, upper = work.windows(level).measured(per_song)
     found = compare(prior, teacher, codes.to(work.device), None if upper is None else upper.to(work.device))
     run = work.figures(name, level) or {}

@@ -10,7 +10,7 @@ from ..engine import config as models
 from ..engine.config import ConditionerConfig, JukeboxConfig, PriorConfig, VQVAEConfig
 from .objectives import Computing, Distillation
 from .prior import PriorTraining
-from .systems import System
+from .systems import TEACHER, System
 from .vqvae import VQVAETraining
 
 
@@ -57,7 +57,7 @@ class Preset:
         """Batches that a system is trained for."""
         epochs = self.epochs[level]
         count = {
-            "next_code": epochs.teacher if system.layers == 72 else epochs.layers + epochs.prediction,
+            "next_code": epochs.teacher if system.name == TEACHER else epochs.layers + epochs.prediction,
             "layers": epochs.layers,
             "prediction": epochs.prediction,
         }[system.objective]

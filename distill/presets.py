@@ -31,6 +31,8 @@ class Epochs:
     teacher: float
     layers: float
     prediction: float
+    # Of the shallow network that the teacher grows from, before its own; 0: the teacher starts at its full depth.
+    shallow: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,19 @@ class Preset:
     distillation: Distillation = field(default_factory=Distillation)
     # What the systems' layer counts mean here, where not themselves.
     depths: Mapping[int, int] = field(default_factory=dict)
+    # Layers of the network that teachers grow from (growth.py), where epochs are given for it.
+    shallow_depth: int = 18
 
     def prior_config(self, system: System, level: int) -> PriorConfig:
         depth = self.depths.get(system.layers, system.layers)
         return dataclasses.replace(self.config.priors[level], depth=depth)
 
+    def shallow_steps(self, level: int, epoch_steps: int) -> int:
+        """Batches of the network that the teacher grows from; 0 if it grows from none."""
+        return round(self.epochs[level].shallow * epoch_steps)
+
     def steps(self, system: System, level: int, epoch_steps: int) -> int:
-        """Batches that a system is trained for."""
+        """Batches that a system is trained for, beside those of `shallow_steps`."""
         epochs = self.epochs[level]
         count = {
             "next_code": epochs.teacher if system.name == TEACHER else epochs.layers + epochs.prediction,
@@ -99,8 +107,9 @@ PRESETS: dict[str, Preset] = {
         crop=8192,
         vqvae=(VQVAETraining(steps=3, quantize_from=1),) * 3,
         prior=PriorTraining(batch=2, measured_windows=1),
-        epochs=(Epochs(0.02, 0.01, 0.01), Epochs(0.1, 0.05, 0.05), Epochs(1, 0.5, 0.5)),
+        epochs=(Epochs(0.02, 0.01, 0.01, 0.01), Epochs(0.1, 0.05, 0.05), Epochs(1, 0.5, 0.5, 0.5)),
         depths={72: 9, 24: 6, 18: 3},
+        shallow_depth=3,
     ),
     "demo": Preset(
         config=_stack(
@@ -115,8 +124,13 @@ PRESETS: dict[str, Preset] = {
             VQVAETraining(steps=1800),
         ),
         prior=PriorTraining(batch=2),
-        # About 10, 10 and 5 million codes for a teacher, from the top level down.
-        epochs=(Epochs(0.13, 0.04, 0.09), Epochs(1.0, 0.25, 0.75), Epochs(4.0, 1.0, 3.0)),
+        # Made for two CPU cores: a step at 18 layers costs a quarter of one at 72. From the top level down 6.6, 5.7 and
+        # 5.7 million codes at 18 layers, then 1.7, 1.4 and 1.4 million at 72; 2.9, 2.5 and 2.5 million for a student.
+        epochs=(
+            Epochs(teacher=0.0375, layers=0.02, prediction=0.045, shallow=0.15),
+            Epochs(teacher=0.15, layers=0.08, prediction=0.18, shallow=0.6),
+            Epochs(teacher=0.7, layers=0.36, prediction=0.84, shallow=2.75),
+        ),
     ),
     # Section 4: layer losses for 20 epochs, then the prediction loss for 50; about 300 songs of one performer.
     "paper": Preset(

@@ -4,11 +4,12 @@ WORK/preset.json              which preset and seed; another one needs another f
 WORK/corpus/                  the procedural corpus, where no other audio was given
 WORK/vqvae/level_K/           one level of the VQ-VAE
 WORK/codes/                   the code store
-WORK/SYSTEM/level_K/          a prior of one of the paper's systems
+WORK/SYSTEM/level_K/          a prior of one of the paper's systems; shallow/ in it is what a teacher grew from
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,12 +27,13 @@ from .audio_folder import scan
 from .code_store import CodeStore, write_store
 from .code_windows import CodeWindows
 from .corpus import write_corpus
+from .growth import deepened
 from .objectives import LayerMatching, NextCode, Objective, SoftTargets
 from .parallel import Processes
 from .presets import PRESETS, Preset
 from .prior import load_averaged, train_prior
 from .student import new_student
-from .systems import SYSTEMS, System, system
+from .systems import SYSTEMS, TEACHER, System, system
 from .trainer import FIGURES, read_figures, write_figures
 from .vqvae import load_level, train_level
 
@@ -140,18 +142,40 @@ class Work:
         recipe, preset = system(name), self.preset
         self._check(*((need, level) for need in recipe.needs))
         windows = self.windows(level)
-        steps = preset.steps(recipe, level, windows.epoch_steps(preset.prior.batch))
+        epoch = windows.epoch_steps(preset.prior.batch)
+        steps = preset.steps(recipe, level, epoch)
         folder = self.run_folder(name, level)
+        shallow = self._train_shallow(level, windows) if name == TEACHER else None
         torch.manual_seed(self.seed)
-        objective = self._objective(recipe, level)
+        objective = self._objective(recipe, level, shallow)
         progress, figures = train_prior(folder, objective, windows, steps, preset.prior, self.processes)
-        epochs = progress.step / windows.epoch_steps(preset.prior.batch)
+        epochs = progress.step / epoch
         return self._finish(folder, {**figures, "epochs": epochs, "depth": objective.prior.config.depth})
 
-    def _objective(self, recipe: System, level: int) -> Objective:
+    def _train_shallow(self, level: int, windows: CodeWindows) -> Prior | None:
+        """The network that the teacher of a level grows from, or None; its run is kept in the teacher's folder."""
+        preset = self.preset
+        steps = preset.shallow_steps(level, windows.epoch_steps(preset.prior.batch))
+        if not steps:
+            return None
+        config = dataclasses.replace(preset.prior_config(SYSTEMS[TEACHER], level), depth=preset.shallow_depth)
+        folder = self.run_folder(TEACHER, level) / "shallow"
+        if not read_figures(folder):
+            torch.manual_seed(self.seed)
+            objective = NextCode(Prior(config).to(self.device), preset.prior.computing)
+            _, figures = train_prior(folder, objective, windows, steps, preset.prior, self.processes)
+            self._finish(folder, {**figures, "depth": config.depth})
+        # From the run's state, which is whole where the trained network was divided over processes.
+        prior = Prior(config)
+        load_averaged(folder, prior)
+        return prior.to(self.device)
+
+    def _objective(self, recipe: System, level: int, shallow: Prior | None) -> Objective:
         preset, computing = self.preset, self.preset.prior.computing
         if recipe.teacher is None:
-            return NextCode(Prior(preset.prior_config(recipe, level)).to(self.device), computing)
+            config = preset.prior_config(recipe, level)
+            prior = deepened(shallow, config.depth) if shallow else Prior(config)
+            return NextCode(prior.to(self.device), computing)
         teacher = self.prior(recipe.teacher, level)
         if recipe.start is None:
             depth = preset.prior_config(recipe, level).depth

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -71,7 +74,21 @@ def run_stage(work: Work, stage: Stage) -> None:
         work.train_system(stage.name, stage.level)
 
 
+def _stop_with_parent() -> None:
+    """Stop this process as a signal would when its parent ends, however that ends: two of a kind must not meet in one
+    run folder."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _in_process(folder: Path, preset: str, seed: int, device: str, threads: int, stage: Stage) -> None:
+    _stop_with_parent()
     torch.set_num_threads(threads)
     run_stage(Work(folder, preset, seed, torch.device(device)), stage)
 

@@ -106,7 +106,7 @@ PRESETS: dict[str, Preset] = {
         corpus=Corpus(songs=3, seconds=1.0, held_out=1),
         crop=8192,
         vqvae=(VQVAETraining(steps=3, quantize_from=1),) * 3,
-        prior=PriorTraining(batch=2, measured_windows=1),
+        prior=PriorTraining(batch=2, measured_windows=1, matrix_learning_rate=0.02),
         epochs=(Epochs(0.02, 0.01, 0.01, 0.01), Epochs(0.1, 0.05, 0.05), Epochs(1, 0.5, 0.5, 0.5)),
         depths={72: 9, 24: 6, 18: 3},
         shallow_depth=3,
@@ -123,7 +123,7 @@ PRESETS: dict[str, Preset] = {
             VQVAETraining(steps=1600),
             VQVAETraining(steps=1800),
         ),
-        prior=PriorTraining(batch=2),
+        prior=PriorTraining(batch=2, learning_rate=3e-3, matrix_learning_rate=0.02, warm_up=50),
         # Made for two CPU cores: a step at 18 layers costs a quarter of one at 72. From the top level down 6.6, 5.7 and
         # 5.7 million codes at 18 layers, then 1.7, 1.4 and 1.4 million at 72; 2.9, 2.5 and 2.5 million for a student.
         epochs=(

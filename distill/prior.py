@@ -1,10 +1,12 @@
-"""Trains a prior for an objective: AdamW, and a moving average of the weights.
+"""Trains a prior for an objective: AdamW or Muon, and a moving average of the weights.
 
 The average is what is measured and served; it takes the noise of the last steps out of the weights.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ..engine.prior import Prior
 from . import losses
 from .code_windows import CodeWindows
+from .muon import Muon
 from .objectives import Computing, Objective
 from .parallel import Processes
 from .trainer import STATE, Budget, Progress, train
@@ -27,6 +30,8 @@ class PriorTraining:
 
     batch: int = 4
     learning_rate: float = 1.5e-3
+    # Muon's, for the layers' matrices; None: AdamW for all.
+    matrix_learning_rate: float | None = None
     warm_up: int = 100
     weight_decay: float = 0.01
     average_decay: float = 0.998
@@ -34,6 +39,15 @@ class PriorTraining:
     logged_windows: int = 1
     measured_windows: int = 4
     computing: Computing = field(default_factory=Computing)
+
+    def slower(self, factor: float) -> PriorTraining:
+        """The same with learning rates times `factor`."""
+        matrix = self.matrix_learning_rate
+        return dataclasses.replace(
+            self,
+            learning_rate=factor * self.learning_rate,
+            matrix_learning_rate=None if matrix is None else factor * matrix,
+        )
 
 
 class WeightAverage:
@@ -80,11 +94,32 @@ def bits_per_code(objective: nn.Module, codes: Tensor, upper: Tensor | None) -> 
     return losses.bits(sum(nats) / len(nats))
 
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices and convolutions; none for biases and norms."""
-    matrices = [parameter for parameter in network.parameters() if parameter.dim() >= 2]
-    vectors = [parameter for parameter in network.parameters() if parameter.dim() < 2]
+    parameters = list(parameters)
+    matrices = [parameter for parameter in parameters if parameter.dim() >= 2]
+    vectors = [parameter for parameter in parameters if parameter.dim() < 2]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def prior_optimizer(prior: Prior, settings: PriorTraining) -> torch.optim.Optimizer:
+    """Muon for the layers' matrices where it has a learning rate, AdamW for the rest."""
+    if settings.matrix_learning_rate is None:
+        groups = parameter_groups(prior.parameters(), settings.weight_decay)
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
+    matrices = [parameter for parameter in prior.layers.parameters() if parameter.dim() == 2]
+    seen = set(map(id, matrices))
+    others = [parameter for parameter in prior.parameters() if id(parameter) not in seen]
+    groups = [
+        {
+            "params": matrices,
+            "momentum": 0.95,
+            "weight_decay": settings.weight_decay,
+            "rate": settings.matrix_learning_rate / settings.learning_rate,
+        },
+        *parameter_groups(others, settings.weight_decay),
+    ]
+    return Muon(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
 
 
 def train_prior(
@@ -107,9 +142,7 @@ def train_prior(
         return codes.to(device), None if upper is None else upper.to(device)
 
     logged = to_device(*windows.measured(settings.logged_windows))
-    optimizer = torch.optim.AdamW(
-        parameter_groups(prior, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.98)
-    )
+    optimizer = prior_optimizer(prior, settings)
 
     def step_loss(step: int) -> Tensor:
         return wrapped(*to_device(*windows.batch(step, settings.batch, processes.rank, processes.count)))

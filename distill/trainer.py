@@ -112,7 +112,8 @@ def train(
 ) -> Progress:
     """Minimize `step_loss(step)` until the budget is used, or go on with what `folder` holds.
 
-    module: what is trained; its parameters and the optimizer's state are saved, and `extra`. `after_step` runs after
+    module: what is trained; its parameters and the optimizer's state are saved, and `extra`. A parameter group may have
+    a `rate`, a factor of the learning rate. `after_step` runs after
     each optimizer step (averages, codebooks). `evaluate` gives the figures of a log line. With several processes
     `module` is what `Processes.wrap` gave, and `step_loss` takes this process's part of the batch.
 
@@ -140,7 +141,7 @@ def train(
         while budget.progress(progress.step, progress.seconds) < 1:
             rate = budget.rate(progress.step, progress.seconds)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("rate", 1.0)
             optimizer.zero_grad(set_to_none=True)
             loss = step_loss(progress.step)
             scaler.scale(loss).backward()

@@ -216,7 +216,7 @@ def train_valence(
     crops = LabelledCrops(training, config.mel, config.crop_samples, seed)
     torch.manual_seed(seed)
     net = ValenceNet(config).to(device)
-    optimizer = torch.optim.AdamW(parameter_groups(net, settings.weight_decay), lr=budget.learning_rate)
+    optimizer = torch.optim.AdamW(parameter_groups(net.parameters(), settings.weight_decay), lr=budget.learning_rate)
     recent: list[float] = []
 
     def step_loss(step: int) -> Tensor:

@@ -124,12 +124,12 @@ PRESETS: dict[str, Preset] = {
             VQVAETraining(steps=1800),
         ),
         prior=PriorTraining(batch=2, learning_rate=3e-3, matrix_learning_rate=0.02, warm_up=50),
-        # Made for two CPU cores: a step at 18 layers costs a quarter of one at 72. From the top level down 6.6, 5.7 and
-        # 5.7 million codes at 18 layers, then 1.7, 1.4 and 1.4 million at 72; 2.9, 2.5 and 2.5 million for a student.
+        # Made for two CPU cores: a step at 18 layers costs a quarter of one at 72. At each level about 4.5 million codes
+        # at 18 layers, then 1.2 million at 72, and 2 million for a student.
         epochs=(
-            Epochs(teacher=0.0375, layers=0.02, prediction=0.045, shallow=0.15),
-            Epochs(teacher=0.15, layers=0.08, prediction=0.18, shallow=0.6),
-            Epochs(teacher=0.7, layers=0.36, prediction=0.84, shallow=2.75),
+            Epochs(teacher=0.031, layers=0.015, prediction=0.0365, shallow=0.11),
+            Epochs(teacher=0.13, layers=0.06, prediction=0.15, shallow=0.48),
+            Epochs(teacher=0.52, layers=0.27, prediction=0.66, shallow=1.9),
         ),
     ),
     # Section 4: layer losses for 20 epochs, then the prediction loss for 50; about 300 songs of one performer.

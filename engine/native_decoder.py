@@ -31,7 +31,8 @@ class TeamSize:
 
     @property
     def best(self) -> int:
-        return min(self.cost, key=lambda count: self.cost[count])
+        """The faster count as far as is known."""
+        return min(self.cost, key=lambda count: self.cost[count]) if self.cost else self.counts[-1]
 
     def next_call(self, seconds: float) -> tuple[int, int]:
         """Threads and steps of the next call, which is to last about `seconds`, or far less if it is a trial."""
@@ -49,10 +50,9 @@ class TeamSize:
 
 
 class NativeDecoder:
-    """FP32 arithmetic on weights stored as FP32, as FP16 where that loses nothing, or as int8. The prompt goes through
-    Prior.prefill in PyTorch.
+    """FP32 arithmetic on weights stored as FP32, as FP16 where that loses nothing, or as int8.
 
-    An item's codes depend neither on the batch nor on the number of threads.
+    An item's codes depend neither on the batch nor on the number of threads; nor on what of them was a prompt.
     """
 
     # A call into C++ cannot be interrupted: it is kept to about this long.
@@ -83,10 +83,26 @@ class NativeDecoder:
             res_scale=config.res_scale,
         )
 
-    @torch.inference_mode()
     def prefill(self, task: WindowTask) -> None:
         self.task = task
-        self.prior.prefill_prompt(task.codes[:, : task.prompt_len], self.cache, task.frame_cond, task.start_cond)
+        native.rest_pytorch_threads()
+        # A first call tells how long a row of the window takes.
+        row_len = self.prior.config.row_len
+        start, positions = 0, row_len
+        while start < task.prompt_len:
+            stop = min(start + positions, task.prompt_len)
+            begun = time.perf_counter()
+            self.model.prefill(
+                task.codes,
+                start,
+                stop,
+                frame_cond=task.frame_cond,
+                start_cond=task.start_cond,
+                threads=self.team.best,
+            )
+            seconds = (time.perf_counter() - begun) / (stop - start)
+            positions = max(1, int(self.SECONDS_PER_CALL / seconds) // row_len) * row_len
+            start = stop
 
     def run(self, start: int, stop: int) -> None:
         task = self.task

@@ -104,7 +104,8 @@ def library() -> ctypes.CDLL:
         raise OSError(f"it was not built{why}: install a C++ compiler (g++ or clang++) and fastjukebox again")
     lib = ctypes.CDLL(str(path))
     lib.fastjukebox_isa.restype = c_char_p
-    lib.fastjukebox_decode.argtypes = [POINTER(_Model), POINTER(_Task), c_int32, c_int32, c_int32]
+    for function in (lib.fastjukebox_decode, lib.fastjukebox_prefill):
+        function.argtypes = [POINTER(_Model), POINTER(_Task), c_int32, c_int32, c_int32]
     sizes = (c_int32 * 3)()
     lib.fastjukebox_sizes(sizes)
     if list(sizes) != [ctypes.sizeof(kind) for kind in (_Model, _Layer, _Task)]:
@@ -221,7 +222,7 @@ class PackedWeights:
 
 
 class NativeModel:
-    """A packed prior with its cache, ready for `decode`."""
+    """A packed prior with its cache, ready for `prefill` and `decode`."""
 
     def __init__(
         self,
@@ -275,17 +276,11 @@ class NativeModel:
         threads: int,
     ) -> None:
         """Write codes start ... stop - 1. All tensors are contiguous and on the CPU. Lets other Python threads run."""
-        for tensor in (codes, items, frame_cond, start_cond):
-            if tensor is not None and not tensor.is_contiguous():
-                raise ValueError(
-                    f"a contiguous tensor is needed, not {tuple(tensor.shape)} of strides {tensor.stride()}"
-                )
-        task = _Task(
-            batch=len(codes),
-            codes=codes.data_ptr(),
-            frame_cond=None if frame_cond is None else frame_cond.data_ptr(),
-            start_cond=None if start_cond is None else start_cond.data_ptr(),
-            items=items.data_ptr(),
+        task = _task(
+            codes,
+            items,
+            frame_cond,
+            start_cond,
             seed=seed,
             offset=offset,
             level=level,
@@ -294,6 +289,38 @@ class NativeModel:
             top_p=top_p,
         )
         library().fastjukebox_decode(byref(self._model), byref(task), start, stop, threads)
+
+    def prefill(
+        self,
+        codes: Tensor,  # [B, context_len] int64
+        start: int,
+        stop: int,
+        *,
+        frame_cond: Tensor | None,  # [B, context_len, W] FP32
+        start_cond: Tensor | None,  # [B, 1, W] FP32
+        threads: int,
+    ) -> None:
+        """Put positions start ... stop - 1 into the cache, which holds all earlier ones: to the bit what `decode` would
+        leave there."""
+        task = _task(codes, None, frame_cond, start_cond)
+        library().fastjukebox_prefill(byref(self._model), byref(task), start, stop, threads)
+
+
+def _task(
+    codes: Tensor, items: Tensor | None, frame_cond: Tensor | None, start_cond: Tensor | None, **sampling: float
+) -> _Task:
+    """Its pointers are good as long as the tensors."""
+    for tensor in (codes, items, frame_cond, start_cond):
+        if tensor is not None and not tensor.is_contiguous():
+            raise ValueError(f"a contiguous tensor is needed, not {tuple(tensor.shape)} of strides {tensor.stride()}")
+    return _Task(
+        batch=len(codes),
+        codes=codes.data_ptr(),
+        items=None if items is None else items.data_ptr(),
+        frame_cond=None if frame_cond is None else frame_cond.data_ptr(),
+        start_cond=None if start_cond is None else start_cond.data_ptr(),
+        **sampling,
+    )
 
 
 def pack_layer(

@@ -1,4 +1,5 @@
-// Decodes many positions of a window in one call: embedding, all layers, head and sampling, on a team of threads.
+// Decodes many positions of a window in one call: embedding, all layers, head and sampling, on a team of threads; and takes
+// in a window's prompt, many positions at a time.
 //
 // The weights of a step are read once, each thread its own contiguous panels, and threads meet four times a layer. All
 // sums run in an order that depends on neither batch nor threads, so one seed gives one result on one instruction set.
@@ -77,6 +78,17 @@ extern "C" int fastjukebox_decode(const Model *model, const Task *task, int32_t 
     case 1: avx2::run(*model, *task, start, stop, threads); break;
 #endif
     default: portable::run(*model, *task, start, stop, threads);
+  }
+  return 0;
+}
+
+extern "C" int fastjukebox_prefill(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads) {
+  switch (instruction_set()) {
+#ifdef FASTJUKEBOX_X86
+    case 2: avx512::prefill(*model, *task, start, stop, threads); break;
+    case 1: avx2::prefill(*model, *task, start, stop, threads); break;
+#endif
+    default: portable::prefill(*model, *task, start, stop, threads);
   }
   return 0;
 }

@@ -54,6 +54,10 @@ typedef struct {
 // Writes codes start ... stop - 1 of the task. The cache must hold every earlier position. Returns 0.
 int fastjukebox_decode(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads);
 
+// Puts positions start ... stop - 1 of the task into the cache; each takes in the code before it. The cache must hold
+// every earlier position. Returns 0.
+int fastjukebox_prefill(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads);
+
 // The instruction set in use: "avx512", "avx2" or "portable".
 const char *fastjukebox_isa(void);
 

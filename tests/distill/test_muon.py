@@ -6,14 +6,13 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import nn
-
 from fastjukebox.distill.muon import Muon, orthogonalized
 from fastjukebox.distill.prior import PriorTraining, prior_optimizer
 from fastjukebox.engine.config import PriorConfig
 from fastjukebox.engine.prior import Prior
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 
 
 @settings(max_examples=20, deadline=None)

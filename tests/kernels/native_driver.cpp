@@ -1,7 +1,8 @@
 // Runs the native decoder on small random models, for the sanitizers (`make sanitize`): every pattern, ragged sizes,
-// one and several threads, FP32, FP16 and int8, on every instruction set of this machine. Fails if the number of threads
-// or the batch changes a code, or if the codes with weights stored as FP16 are not those with the same weights in FP32.
+// one and several threads, FP32, FP16 and int8, on every instruction set of this machine. Fails if the number of threads,
+// the batch or a prompt changes a code, or if the codes with weights stored as FP16 are not those with the same weights in FP32.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -94,7 +95,9 @@ class RandomModel {
   std::vector<Layer> layers_;
 };
 
-std::vector<int64_t> sample(const Sizes &sizes, int first_item, int batch, int threads, int top_k, float top_p) {
+// With `prompt`, the codes of these items, the first third is taken in instead of decoded.
+std::vector<int64_t> sample(const Sizes &sizes, int first_item, int batch, int threads, int top_k, float top_p,
+                            const int64_t *prompt = nullptr) {
   RandomModel random(sizes, batch);
   const int context_len = random.model.context_len;
   std::vector<int64_t> codes(size_t(batch) * context_len, -1), items;
@@ -102,7 +105,15 @@ std::vector<int64_t> sample(const Sizes &sizes, int first_item, int batch, int t
   std::vector<float> cond(size_t(batch) * context_len * sizes.width, 0.25f), start(size_t(batch) * sizes.width, 0.5f);
   Task task{batch, codes.data(), cond.data(), start.data(), items.data(), 1234567890123ull, 77, 1, top_k, 0.9f, top_p};
   const int middle = context_len / 3;
-  fastjukebox_decode(&random.model, &task, 0, middle, threads);
+  if (prompt) {
+    for (int item = 0; item < batch; ++item)
+      std::copy_n(prompt + item * context_len, middle, codes.begin() + item * context_len);
+    // In two pieces, the second from the middle of a row on.
+    fastjukebox_prefill(&random.model, &task, 0, sizes.row_len + 1, threads);
+    fastjukebox_prefill(&random.model, &task, sizes.row_len + 1, middle, threads);
+  } else {
+    fastjukebox_decode(&random.model, &task, 0, middle, threads);
+  }
   fastjukebox_decode(&random.model, &task, middle, context_len, threads);
   return codes;
 }
@@ -128,6 +139,9 @@ bool check(const Sizes &sizes, int top_k, float top_p) {
   } parts[] = {{0, 9, 3}, {0, 1, 2}, {2, 2, 4}, {5, 4, 2}};
   for (const auto &[first, batch, threads] : parts) {
     if (!agrees("another batch or team", sizes, sample(sizes, first, batch, threads, top_k, top_p), whole, first)) return false;
+    const int64_t *prompt = whole.data() + size_t(first) * sizes.num_rows * sizes.row_len;
+    const auto continued = sample(sizes, first, batch, threads, top_k, top_p, prompt);
+    if (!agrees("after a prompt", sizes, continued, whole, first)) return false;
   }
   Sizes wide = sizes;
   wide.stored = FP32;
@@ -139,8 +153,8 @@ bool check(const Sizes &sizes, int top_k, float top_p) {
 int main() {
   const Sizes cases[] = {
       {4, 32, 16, 1, 32, 64, 4, 8, FP32, false},
-      {5, 37, 15, 3, 41, 77, 3, 7, FP16, true},
-      {4, 33, 10, 2, 70, 33, 2, 17, INT8, false},
+      {5, 37, 15, 3, 41, 77, 6, 7, FP16, true},
+      {4, 33, 10, 2, 70, 33, 4, 17, INT8, false},
   };
   const struct {
     int top_k;
@@ -153,6 +167,6 @@ int main() {
         if (!check(sizes, top_k, top_p)) return 1;
       }
     }
-    std::printf("%s: the same codes on any batch and any number of threads\n", fastjukebox_isa());
+    std::printf("%s: the same codes on any batch, any number of threads, after any prompt\n", fastjukebox_isa());
   }
 }

@@ -1,0 +1,54 @@
+"""Small priors and windows for the tests of the native decoder."""
+
+import torch
+from fastjukebox.engine.config import PriorConfig
+from fastjukebox.engine.decoder import LevelSampling, WindowTask
+from fastjukebox.engine.prior import Prior
+
+
+def make_prior(seed=0, **changes) -> Prior:
+    sizes = {
+        "level": 0,
+        "width": 48,
+        "depth": 4,
+        "heads": 2,
+        "context_len": 96,
+        "num_rows": 8,
+        "codebook_size": 77,
+        "attn_ratio": 0.5,
+        **changes,
+    }
+    torch.manual_seed(seed)
+    prior = Prior(PriorConfig(**sizes)).eval().requires_grad_(False)
+    for parameter in prior.parameters():
+        # Far from zero, with a mean: a forgotten bias or LayerNorm parameter shows.
+        parameter.add_(torch.randn_like(parameter) * 0.1 + 0.02)
+    return prior
+
+
+def make_task(prior, batch=1, prompt_len=0, cond=False, sampling=None, seed=7, offset=0, first_item=0) -> WindowTask:
+    config = prior.config
+    generator = torch.Generator().manual_seed(3)
+    codes = torch.full((batch, config.context_len), -1)
+    # Item by item the same, however many are asked for.
+    items = slice(first_item, first_item + batch)
+    codes[:, :prompt_len] = torch.randint(config.codebook_size, (9, prompt_len), generator=generator)[items]
+    frame_cond = None
+    if cond:
+        frame_cond = torch.randn(9, config.context_len, config.width, generator=generator)[items].contiguous()
+    return WindowTask(
+        codes=codes,
+        prompt_len=prompt_len,
+        items=torch.arange(batch) + first_item,
+        seed=seed,
+        level=1,
+        offset=offset,
+        sampling=sampling or LevelSampling(),
+        frame_cond=frame_cond,
+    )
+
+
+def decode(decoder, task, stop=None) -> torch.Tensor:
+    decoder.prefill(task)
+    decoder.run(task.prompt_len, stop or task.codes.shape[1])
+    return task.codes

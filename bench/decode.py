@@ -19,9 +19,9 @@ import torch
 from ..engine.config import PriorConfig
 from ..engine.decoder import Decoder, LevelSampling, WindowTask, choose_backend
 from ..engine.graph_decoder import GraphDecoder
-from ..kernels.reference import cache_visible
 from .harness import Bandwidth, Rows, Unavailable, add_options, quantiles, rounds_of, seconds
 from .stand_in import StandIn, build, release_projections, size
+from .step_bytes import bytes_by_part
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CPU_SIZES = ("18x128", "72x128", "18x1920", "72x1920")
@@ -51,28 +51,25 @@ def stored_size(case: Case) -> int:
     return 1 if case.decoder.endswith("int8") else DTYPES[case.values or case.dtype].itemsize
 
 
+def step_parts(case: Case, config: PriorConfig, conditioned: bool, pos: int) -> dict[str, int]:
+    """The fewest bytes that a step of all items moves at position `pos`, by part; see `step_bytes`."""
+    return bytes_by_part(config, case.batch, pos, conditioned, stored_size(case), DTYPES[case.dtype].itemsize)
+
+
 def bytes_per_step(case: Case, config: PriorConfig, conditioned: bool, pos: int) -> int:
-    """The fewest bytes that a step of all items moves at position `pos`."""
-    width, attn_width, hidden, other = config.width, config.attn_width, config.mlp_width, DTYPES[case.dtype].itemsize
-    outputs = 3 * attn_width + 2 * width + hidden
-    weights = config.depth * (4 * width * attn_width + 2 * width * hidden) + config.codebook_size * width
-    # Biases, and scale and shift of two norms; one FP32 scale per output of int8 weights.
-    vectors = config.depth * (outputs + 4 * width) * other
-    if case.decoder.endswith("int8"):
-        vectors += 4 * (config.depth * outputs + config.codebook_size)
-    slots = {"row": config.row_len, "previous_row": 2 * config.row_len}
-    seen = sum(
-        cache_visible(pos, p.value, config.row_len, slots.get(p.value, config.context_len))[1] + 1
-        for p in config.layer_patterns
-    )
-    # Token, position, and the condition at the input and before the head.
-    embedding = (4 if conditioned else 2) * width
-    return weights * stored_size(case) + vectors + case.batch * (2 * seen * attn_width + embedding) * other
+    """The sum of `step_parts`."""
+    return sum(step_parts(case, config, conditioned, pos).values())
 
 
-def prepare(case: Case, device: torch.device) -> tuple[Decoder, WindowTask]:
-    """A decoder in the middle of a window. Raises Unavailable where it cannot run."""
-    config, conditioned = size(case.size)
+def prepare(
+    case: Case, device: torch.device, sizes: tuple[PriorConfig, bool] | None = None
+) -> tuple[Decoder, WindowTask]:
+    """A decoder in the middle of a window. `sizes`: where they are not those that `stand_in.size` gives for the case.
+
+    Raises:
+        Unavailable: it cannot run here.
+    """
+    config, conditioned = sizes or size(case.size)
     dtype = DTYPES[case.dtype]
     try:
         backend = choose_backend(case.decoder, device, dtype)
@@ -99,36 +96,55 @@ def prepare(case: Case, device: torch.device) -> tuple[Decoder, WindowTask]:
     return decoder, task
 
 
+class Stepping:
+    """A decoder on its way through the second half of a window: each `turn` decodes the next `steps` positions, which
+    take about `aim` seconds, as far as the window has room for `rounds` turns and a first one that warms up."""
+
+    def __init__(
+        self,
+        case: Case,
+        device: torch.device,
+        rounds: int,
+        aim: float,
+        sizes: tuple[PriorConfig, bool] | None = None,
+    ) -> None:
+        self.case, (self.config, self.conditioned) = case, sizes or size(case.size)
+        self.decoder, self.task = prepare(case, device, sizes)
+        self.pos = self.task.prompt_len
+        room = self.config.context_len - self.pos
+        # Multiples of this, so that a graph of several steps is not broken up.
+        unit = min(case.per_graph or (8 if device.type == "cuda" else 1), max(1, room // (rounds + 3)))
+        self.steps = unit
+        self.turn()
+        step = seconds(self.turn, device) / unit
+        self.steps = max(unit, min(int(aim / step), (room - 2 * unit) // (rounds + 1)) // unit * unit)
+        # The first position that is timed.
+        self.first = self.pos + self.steps
+
+    def turn(self) -> None:
+        self.decoder.run(self.pos, self.pos + self.steps)
+        self.pos += self.steps
+
+    def middle(self) -> int:
+        """The middle of the positions that were timed. Raises RuntimeError if all codes are the same."""
+        decoded = self.task.codes[:, self.task.prompt_len : self.pos]
+        if decoded.unique().numel() < min(4, decoded.numel()):
+            raise RuntimeError("all codes are the same: no times are reported")
+        return (self.first + self.pos) // 2
+
+
 def measure(case: Case, device: torch.device, bandwidth: Bandwidth, rounds: int, aim: float) -> dict[str, Any]:
     """Rounds of about `aim` seconds, as far as the window has room for them."""
-    config, conditioned = size(case.size)
-    decoder, task = prepare(case, device)
-    pos = start = task.prompt_len
-    room = config.context_len - start
-
-    def advance(steps: int) -> None:
-        nonlocal pos
-        decoder.run(pos, pos + steps)
-        pos += steps
-
-    # Multiples of this, so that a graph of several steps is not broken up.
-    unit = min(case.per_graph or (8 if device.type == "cuda" else 1), max(1, room // (rounds + 3)))
-    advance(unit)
-    step = seconds(lambda: advance(unit), device) / unit
-    steps = max(unit, min(int(aim / step), (room - 2 * unit) // (rounds + 1)) // unit * unit)
-    first = pos + steps
-    times = rounds_of({"decode": lambda: advance(steps), "bandwidth": bandwidth.run}, device, rounds)
-    decoded = task.codes[:, start:pos]
-    if decoded.unique().numel() < min(4, decoded.numel()):
-        raise RuntimeError("all codes are the same: no times are reported")
-    middle = (first + pos) // 2
-    moved = bytes_per_step(case, config, conditioned, middle)
+    stepping = Stepping(case, device, rounds, aim)
+    times = rounds_of({"decode": stepping.turn, "bandwidth": bandwidth.run}, device, rounds)
+    config, steps = stepping.config, stepping.steps
+    moved = bytes_per_step(case, config, stepping.conditioned, stepping.middle())
     us = [1e6 * taken / steps for taken in times["decode"]]
     rates = [bandwidth.nbytes / taken / 1e9 for taken in times["bandwidth"]]
     return {
         **{key: getattr(config, key) for key in ("depth", "width", "heads", "context_len", "num_rows")},
         **case._asdict(),
-        "first": first,
+        "first": stepping.first,
         "steps": steps,
         "rounds": rounds,
         "us_per_step": quantiles(us),
@@ -173,10 +189,8 @@ def cases(options: argparse.Namespace) -> list[Case]:
     return found
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", help="presets, or LAYERSxWIDTH")
-    parser.add_argument("--depth", type=int, nargs="+", help="only sizes of so many layers")
+def add_case_options(parser: argparse.ArgumentParser) -> None:
+    """What `cases` takes beside the sizes, and how long a round is."""
     parser.add_argument("--decoders", nargs="+", help="`fastjukebox info` lists them")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES)
     parser.add_argument("--batch", type=int, nargs="+")
@@ -189,6 +203,13 @@ def main(arguments: list[str] | None = None) -> int:
         help="of the native decoder's weights",
     )
     parser.add_argument("--aim", type=float, default=0.2, help="seconds of a round")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", help="presets, or LAYERSxWIDTH")
+    parser.add_argument("--depth", type=int, nargs="+", help="only sizes of so many layers")
+    add_case_options(parser)
     add_options(parser)
     options = parser.parse_args(arguments)
     rows = Rows("decode", options)

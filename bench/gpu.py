@@ -24,9 +24,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import attention, decode, harness, ops, prefill
+from . import attention, decode, harness, ops, prefill, roofline
 
-SAY = {"decode": decode.say, "prefill": prefill.say, "attention": attention.say, "ops": ops.say}
+SAY = {
+    "decode": decode.say,
+    "prefill": prefill.say,
+    "attention": attention.say,
+    "ops": ops.say,
+    "roofline": roofline.say,
+    "exchanges": roofline.say_exchange,
+}
 # What a stage may take beyond its share, to finish the row it is in.
 GRACE = 15.0
 
@@ -42,6 +49,7 @@ class Stage(NamedTuple):
 
 def stages() -> list[Stage]:
     upsampler, triton = ("--sizes", "upsampler-0-18"), ("--decoders", "triton", "triton-int8")
+    parts = ("exchanges", "steps")
     files = sorted(p for p in (harness.ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text())
     tests = tuple(str(path.relative_to(harness.ROOT)) for path in files)
     return [
@@ -55,6 +63,7 @@ def stages() -> list[Stage]:
         ),
         Stage("prefill", 3, ("prefill",)),
         Stage("attention bf16", 6, ("attention", "--dtype", "bf16")),
+        Stage("roofline", 3, ("roofline", *upsampler, "--batch", "1", "--dtype", "fp16", *triton, "--parts", *parts)),
         Stage("other sizes", 4, ("decode", "--sizes", "upsampler-0-18", "top-18", "upsampler-0-24", "--batch", "1")),
         Stage("operations", 3, ("ops", "--stored", "fp16", "--implementations", "triton", "reference")),
         Stage("attention fp16", 4, ("attention", "--dtype", "fp16")),

@@ -1,154 +1,248 @@
-"""Time per sampled code, ours against `transformers` 4.57.6 on the same weights, in one run on the same CPU.
+"""Time per sampled code, ours against two peers on the same weights, in one run on the same machine.
 
-    python bench peers [--json bench/results/peers.jsonl]
+    python bench peers [--batch 1 4 16 --window 64 --json bench/results/peers.jsonl]
 
-All compute in FP32 with their own cache from the middle of a window, sampling included, by turns: in a round each
-decodes for about as long, so that a fast one is not timed while it reads its weights back into the processor's caches.
+The peers: `transformers` 4.57.6 with its own cache, and `growing-cache`, sampling as one writes it first in plain
+PyTorch (growing_cache.py). All compute in FP32 from the middle of a window, sampling included, by turns: in a round
+each decodes for about as long, so that a fast one does not have to read its weights back into the processor's caches.
 The weights are FP16 values, as released checkpoints have them, unless `--values fp32`. Before a time is taken, the
-logits must agree, and so must the codes of our decoders.
+logits must agree, and so must the codes of our decoders and of the growing cache, which draws the same noise.
+
+With `--window STEPS` whole windows are timed too: a prompt of half a window at once, then the other half step by step,
+extrapolated from the first STEPS steps (a multiple of 64: noise is drawn for as many) if it has more. That favours the
+growing cache, whose later steps are slower.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers.models.deprecated.jukebox.modeling_jukebox import filter_logits
 
 from ..engine.config import PriorConfig
-from ..engine.decoder import Decoder, LevelSampling, WindowTask, choose_backend
+from ..engine.decoder import LevelSampling, WindowTask, choose_backend
 from ..engine.prior import Prior
 from .decode import DTYPES
+from .growing_cache import NOISE_BLOCK, GrowingCache
 from .harness import append, circumstances, quantiles, rounds_of, seconds
-from .transformers_peer import build_prior
 
 TEMPERATURE = 0.99
 SEED = 1
+PEERS = ("transformers", "growing-cache")
+
+
+class Sampler(Protocol):
+    """`prefill` takes codes [B, context_len] and computes the first `prompt_len`; `run` writes those that follow."""
+
+    def prefill(self, codes: Tensor, prompt_len: int) -> None: ...
+
+    def run(self, start: int, stop: int) -> None: ...
 
 
 class TransformersDecoder:
     """The body of the loop in `JukeboxConditionalAutoregressive.sample`, on its cache; `sample` itself raises without
     labels."""
 
-    def __init__(self, prior: Prior, codes: Tensor, prompt_len: int) -> None:
-        self.model, self.codes = build_prior(prior).prior, codes
-        self.no_condition = torch.zeros(len(codes), 1, prior.config.width)
+    def __init__(self, prior: Prior) -> None:
+        from transformers.models.deprecated.jukebox.modeling_jukebox import filter_logits
+
+        from .transformers_peer import build_prior
+
+        self.model, self.filter_logits = build_prior(prior).prior.to(prior.device), filter_logits
+        self.width = prior.config.width
+
+    @torch.inference_mode()
+    def prefill(self, codes: Tensor, prompt_len: int) -> None:
+        """As `primed_sample` does it: embedded one by one, then at once through the layers."""
+        self.codes = codes
+        self.no_condition = torch.zeros(len(codes), 1, self.width, device=codes.device)
+        self.model.transformer.del_cache()
         self.model.transformer(torch.cat([self._embed(pos) for pos in range(prompt_len)], dim=1), sample=True)
 
+    @torch.inference_mode()
     def logits(self, pos: int) -> Tensor:
         x = self.model.transformer(self._embed(pos), sample=True)
-        return self.model.fc_proj_out(x + self.no_condition)
+        return self.model.fc_proj_out(x + self.no_condition)[:, 0]
 
+    @torch.inference_mode()
     def run(self, start: int, stop: int) -> None:
         for pos in range(start, stop):
-            logits = filter_logits(self.logits(pos) / TEMPERATURE, top_k=0, top_p=0.0)
-            self.codes[:, pos : pos + 1] = torch.distributions.Categorical(logits=logits).sample()
+            logits = self.filter_logits(self.logits(pos) / TEMPERATURE, top_k=0, top_p=0.0)
+            self.codes[:, pos] = torch.distributions.Categorical(logits=logits).sample()
 
     def _embed(self, pos: int) -> Tensor:
         return self.model.get_emb(pos, len(self.codes), self.codes[:, pos - 1 : pos], self.no_condition, None)[0]
 
 
-def our_decoder(prior: Prior, codes: Tensor, prompt_len: int, backend: str) -> Decoder:
-    """One of our decoders with the prompt in its cache."""
-    decoder = choose_backend(backend, prior.device, prior.dtype).build(prior, len(codes))
-    items, sampling = torch.arange(len(codes)), LevelSampling(TEMPERATURE)
-    decoder.prefill(WindowTask(codes, prompt_len, items, SEED, prior.config.level, 0, sampling))
-    return decoder
+class OurDecoder:
+    """One of our decoders."""
+
+    def __init__(self, prior: Prior, batch: int, backend: str) -> None:
+        self.decoder = choose_backend(backend, prior.device, prior.dtype).build(prior, batch)
+        self.level = prior.config.level
+
+    def prefill(self, codes: Tensor, prompt_len: int) -> None:
+        items, sampling = torch.arange(len(codes), device=codes.device), LevelSampling(TEMPERATURE)
+        self.decoder.prefill(WindowTask(codes, prompt_len, items, SEED, self.level, 0, sampling))
+
+    def run(self, start: int, stop: int) -> None:
+        self.decoder.run(start, stop)
 
 
-@torch.inference_mode()
-def compare(
-    config: PriorConfig, backends: list[str], batch: int, rounds: int, steps: int, values: torch.dtype
-) -> dict[str, list[float]]:
-    """Seconds per step of every round, by name: "transformers", for `steps` steps a round, and each backend, for as
-    many as it does meanwhile, within the window.
+class Comparison:
+    """Peers and our decoders by name, all on the same weights and with a prompt of half a window.
 
     Raises:
-        RuntimeError: the logits or the codes differ.
+        RuntimeError: a peer's logits differ.
     """
-    prior = Prior(config).eval()
-    for parameter in prior.parameters():
-        parameter.copy_(parameter.to(values))
-    start = config.context_len // 2
-    codes = torch.randint(config.codebook_size, (batch, config.context_len))
-    theirs = TransformersDecoder(prior, codes.clone(), start)
-    error = (theirs.logits(start)[:, 0] - prior(codes[:, : start + 1])[:, -1]).abs().max()
-    if error > 1e-4:
-        raise RuntimeError(f"logits differ by {error:.2g}: no times are reported")
-    sampled = {backend: codes.clone() for backend in backends}
-    decoders: dict[str, TransformersDecoder | Decoder] = {
-        "transformers": theirs,
-        **{backend: our_decoder(prior, sampled[backend], start + 1, backend) for backend in backends},
-    }
 
-    trial = {}
-    for name, decoder in decoders.items():
-        trial[name] = seconds(lambda d=decoder: d.run(start + 1, start + 1 + steps), prior.device)
-    room = (config.context_len - start - 1 - steps) // (rounds + 1)
-    share = {name: min(room, max(steps, round(steps * trial["transformers"] / taken))) for name, taken in trial.items()}
+    def __init__(
+        self, config: PriorConfig, peers: list[str], backends: list[str], batch: int, values: str, device: torch.device
+    ) -> None:
+        with torch.inference_mode():
+            prior = Prior(config).eval().to(device)
+            for parameter in prior.parameters():
+                parameter.copy_(parameter.to(DTYPES[values]))
+            self.codes = torch.randint(config.codebook_size, (batch, config.context_len), device=device)
+            self.half, self.room, self.device = config.context_len // 2, -(-config.context_len // 2), device
+            expected = prior(self.codes[:, : self.half + 1])[:, -1]
+        self.samplers: dict[str, Sampler] = {}
+        self.sampled = {name: self.codes.clone() for name in (*peers, *backends)}
+        for name in peers:
+            peer = TransformersDecoder(prior) if name == "transformers" else GrowingCache(prior, TEMPERATURE, SEED)
+            peer.prefill(self.sampled[name], self.half)
+            error = (peer.logits(self.half) - expected).abs().max()
+            if error > 1e-4:
+                raise RuntimeError(f"logits of {name} differ by {error:.2g}: no times are reported")
+            self.samplers[name] = peer
+        for name in backends:
+            self.samplers[name] = OurDecoder(prior, batch, name)
+            self.samplers[name].prefill(self.sampled[name], self.half + 1)
 
-    def turns(name: str) -> Callable[[], None]:
-        positions = itertools.count(start + 1 + steps, share[name])
+    def steps(self, rounds: int, steps: int) -> dict[str, list[float]]:
+        """Seconds per step of every round: of the first sampler for `steps` steps a round, of the others for as many
+        as they do meanwhile, within the window.
 
-        def turn() -> None:
-            pos = next(positions)
-            decoders[name].run(pos, pos + share[name])
+        Raises:
+            RuntimeError: the codes differ.
+        """
+        start, trial = self.half + 1, {}
+        for name, sampler in self.samplers.items():
+            trial[name] = seconds(lambda s=sampler: s.run(start, start + steps), self.device)
+        start += steps
+        room = (self.codes.shape[1] - start) // (rounds + 1)
+        first = next(iter(trial.values()))
+        share = {name: min(room, max(steps, round(steps * first / taken))) for name, taken in trial.items()}
 
-        return turn
+        def turns(name: str) -> Callable[[], None]:
+            positions = itertools.count(start, share[name])
 
-    found = rounds_of({name: turns(name) for name in decoders}, prior.device, rounds)
-    times = {name: [taken / share[name] for taken in values] for name, values in found.items()}
-    exact = [backend for backend in backends if "int8" not in backend]
-    reached = start + 1 + steps + (rounds + 1) * min(share[backend] for backend in exact)
-    if any(not torch.equal(sampled[b][:, :reached], sampled[exact[0]][:, :reached]) for b in exact):
-        raise RuntimeError(f"the codes of {', '.join(exact)} differ: no times are reported")
-    return times
+            def turn() -> None:
+                pos = next(positions)
+                self.samplers[name].run(pos, pos + share[name])
+
+            return turn
+
+        found = rounds_of({name: turns(name) for name in self.samplers}, self.device, rounds)
+        self._check({name: start + (rounds + 1) * count for name, count in share.items()})
+        return {name: [taken / share[name] for taken in values] for name, values in found.items()}
+
+    def _check(self, reached: dict[str, int]) -> None:
+        """Those that draw the same noise with the same weights have the same codes, each as far as it came."""
+        exact = [name for name in reached if name != "transformers" and "int8" not in name]
+        furthest = max(exact, key=lambda name: reached[name], default="")
+        for name in exact:
+            stop = reached[name]
+            if not torch.equal(self.sampled[name][:, :stop], self.sampled[furthest][:, :stop]):
+                raise RuntimeError(f"the codes of {name} and {furthest} differ: no times are reported")
+
+    def windows(self, rounds: int, steps: int) -> dict[str, list[float]]:
+        """Seconds per window of every round: the prompt, and the other half from the time of its first `steps`."""
+        times: dict[str, list[float]] = {name: [] for name in self.samplers}
+
+        def window(name: str) -> None:
+            sampler, codes = self.samplers[name], self.codes.clone()
+            prompt = seconds(lambda: sampler.prefill(codes, self.half), self.device)
+            taken = seconds(lambda: sampler.run(self.half, self.half + steps), self.device)
+            times[name].append(prompt + taken * self.room / steps)
+
+        rounds_of({name: lambda n=name: window(n) for name in self.samplers}, self.device, rounds)
+        return {name: values[-rounds:] for name, values in times.items()}
 
 
-def main() -> None:
+def present(peers: list[str] | None) -> list[str]:
+    """The peers asked for, or all that are installed."""
+    if peers is None and importlib.util.find_spec("transformers") is None:
+        print("transformers is not installed: not compared")
+        return ["growing-cache"]
+    return list(dict.fromkeys(peers or PEERS))
+
+
+def measure(args: argparse.Namespace, config: PriorConfig, peers: list[str], batch: int) -> dict[str, Any]:
+    """One record's figures, in milliseconds; `<name>_speedup` is against transformers, within rounds."""
+    comparison = Comparison(config, peers, args.backends, batch, args.values, torch.device(args.device))
+    times = comparison.steps(args.rounds, args.steps)
+    figures: dict[str, Any] = {f"{name}_ms": quantiles([1e3 * t for t in found]) for name, found in times.items()}
+    for peer, suffix in (("transformers", "speedup"), ("growing-cache", "over_growing-cache")):
+        rest = [name for name in times if name != peer and not (name in PEERS and suffix != "speedup")]
+        for name in rest if peer in peers else ():
+            # Within a round all saw the same machine.
+            pairs = zip(times[peer], times[name], strict=True)
+            figures[f"{name}_{suffix}"] = quantiles([slow / fast for slow, fast in pairs])
+    if args.window:
+        steps = min(-(-args.window // NOISE_BLOCK) * NOISE_BLOCK, comparison.room)
+        windows = comparison.windows(min(args.rounds, 5), steps)
+        figures |= {f"{name}_window_ms": quantiles([1e3 * t for t in found]) for name, found in windows.items()}
+        figures |= {"window_steps": steps, "extrapolated": steps < comparison.room}
+    return figures
+
+
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backends", nargs="+", default=["eager", "native"], help="`fastjukebox info` lists them")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--peers", nargs="+", choices=PEERS)
+    parser.add_argument(
+        "--backends", nargs="+", help="`fastjukebox info` lists them [default: eager native; on a GPU eager triton]"
+    )
     parser.add_argument("--depth", type=int, default=72, help="layers")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--heads", type=int, default=1)
     parser.add_argument("--context", type=int, default=8192, help="codes in a window")
     parser.add_argument("--rows", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=10, help="steps per round of transformers")
+    parser.add_argument("--steps", type=int, default=10, help="steps per round of the first peer")
+    parser.add_argument("--window", type=int, nargs="?", const=64, metavar="STEPS", help="whole windows too")
     parser.add_argument("--values", choices=["fp16", "fp32"], default="fp16", help="what the FP32 weights hold")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--json", type=Path, help="append one record per thread count to this file, a line each")
-    args = parser.parse_args()
+    parser.add_argument("--threads", type=int, nargs="+", help="of the CPU [default: 1 2]")
+    parser.add_argument("--json", type=Path, help="append one record per thread count and batch to this file")
+    args = parser.parse_args(arguments)
+    gpu = torch.device(args.device).type == "cuda"
+    args.backends = args.backends or (["eager", "triton"] if gpu else ["eager", "native"])
     config = PriorConfig(2, args.width, args.depth, args.heads, args.context, args.rows)
     if args.context // 2 + 1 + (args.rounds + 2) * args.steps > args.context:
         parser.error(f"{args.rounds} rounds of {args.steps} steps do not fit into half of {args.context} codes")
-    print(f"{args.depth} layers, width {args.width}, batch {args.batch}, FP32, from code {args.context // 2}")
-    for threads in args.threads:
+    peers = present(args.peers)
+    print(f"{args.depth} layers, width {args.width}, FP32, from code {args.context // 2}")
+    for threads, batch in itertools.product(args.threads or ([torch.get_num_threads()] if gpu else [1, 2]), args.batch):
         torch.set_num_threads(threads)
         torch.manual_seed(SEED)
-        times = compare(config, args.backends, args.batch, args.rounds, args.steps, DTYPES[args.values])
-        results = {f"{name}_ms": quantiles([1e3 * value for value in values]) for name, values in times.items()}
-        for backend in args.backends:
-            # Within a round all saw the same machine.
-            pairs = zip(times["transformers"], times[backend], strict=True)
-            results[f"{backend}_speedup"] = quantiles([their / our for their, our in pairs])
+        results = measure(args, config, peers, batch)
         for name, q in results.items():
-            print(f"{threads} threads  {name:20} {q['p50']:8.3f}  (p20 {q['p20']:.3f}, p80 {q['p80']:.3f})")
-        record = {
-            "bench": "peers",
-            **{key: value for key, value in vars(args).items() if key not in ("json", "threads")},
-            "dtype": "float32",
-            **circumstances(torch.device("cpu")),
-            **results,
-        }
+            text = f"{q['p50']:10.3f}  (p20 {q['p20']:.3f}, p80 {q['p80']:.3f})" if isinstance(q, dict) else q
+            print(f"{threads} threads, batch {batch}  {name:34} {text}", flush=True)
         if args.json:
-            append(args.json, record)
+            said = {key: value for key, value in vars(args).items() if key not in ("json", "threads", "window")}
+            said |= {"bench": "peers", "peers": peers, "batch": batch, "dtype": "float32"}
+            append(args.json, {**said, **circumstances(torch.device(args.device)), **results})
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

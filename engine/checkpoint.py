@@ -99,6 +99,12 @@ def load_prior(
     return _load(folder / prior_file(level), lambda: Prior(config.priors[level]), device, dtype)
 
 
+def prior_bytes(folder: Path, config: JukeboxConfig) -> int:
+    """Bytes of all prior files together; what is missing counts as nothing."""
+    paths = (folder / prior_file(prior.level) for prior in config.priors)
+    return sum(path.stat().st_size for path in paths if path.exists())
+
+
 def _load(path: Path, build: Callable[[], Network], device: torch.device | str, dtype: torch.dtype) -> Network:
     network = without_memory(build)
     try:

@@ -41,8 +41,11 @@ class Result:
 
 
 class Jukebox:
-    """A VQ-VAE and its priors, ready to sample. Priors are loaded when their level is sampled: one at a time by level,
-    all of them by time (`stream`)."""
+    """A VQ-VAE and its priors, ready to sample. Priors are loaded when their level is sampled. Small ones stay; of large
+    ones there is one at a time by level, and all of them by time (`stream`)."""
+
+    # Priors whose files hold no more together stay in memory, so that the next request finds them there.
+    KEPT_BYTES = 1 << 28
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, backend: str) -> None:
         self.folder, self.device, self.dtype = folder, device, dtype
@@ -50,6 +53,7 @@ class Jukebox:
         self.backend = choose_backend(backend, device, dtype)
         self.vqvae = checkpoint.load_vqvae(folder, device)
         self._priors: dict[int, Prior] = {}
+        self._keeps_priors = checkpoint.prior_bytes(folder, self.config) <= self.KEPT_BYTES
         logger.info("%s on %s in %s with the %s decoder", folder.name, device, _dtype_name(dtype), self.backend.name)
 
     @classmethod
@@ -91,8 +95,8 @@ class Jukebox:
         return self.config.vqvae.sample_rate
 
     def prior(self, level: int, resident: bool = True) -> Prior:
-        """The prior of `level`, loaded if need be; unless `resident`, all others are dropped."""
-        if not resident:
+        """The prior of `level`, loaded if need be; unless `resident`, all others are dropped if they are large."""
+        if not resident and not self._keeps_priors:
             self._priors = {known: prior for known, prior in self._priors.items() if known == level}
         if level not in self._priors:
             self._priors[level] = checkpoint.load_prior(self.folder, level, self.device, self.dtype)

@@ -1,6 +1,6 @@
 """Table 1 in small: three depths, parts that add up, speed-ups within rounds."""
 
-from fastjukebox.bench import harness, table1
+from fastjukebox.bench import harness, requests, table1
 
 
 def test_rows_of_three_depths(tmp_path, capsys):
@@ -14,4 +14,16 @@ def test_rows_of_three_depths(tmp_path, capsys):
         assert row["steps"] == rows[0]["steps"] > 0 and row["audio_seconds"] == 0.05 and row["device"]
         parts = sum(row[f"{part}_s"]["p50"] for part in table1.PARTS)
         assert abs(parts - row["total_s"]["p50"]) < 0.5 * row["total_s"]["p50"]
+        # The same length again is the same time; fifteen times as much is about fifteen times.
+        assert row["windows"] <= row["windows_of_60_s"]
+        assert row["extrapolated_60_s"]["p50"] > 10 * row["total_s"]["p50"]
     assert "paper 4.0x" in capsys.readouterr().out
+
+
+def test_a_request_as_long_as_itself_takes_as_long():
+    cost = requests.LevelCost(windows=4, prompted=3, prefill=0.6, steps=100, decode=2.0)
+    spent = requests.Spent(total=4.0, vqvae=0.5, file=0.1, levels={0: cost})
+    assert abs(spent.rest - 0.8) < 1e-9
+    assert abs(spent.extrapolated({0: (4, 100)}, 1.0) - spent.total) < 1e-9
+    # Three prompts become six, steps, VQ-VAE, file double; seven windows of four for the rest.
+    assert abs(spent.extrapolated({0: (7, 200)}, 2.0) - (1.2 + 4.0 + 1.2 + 0.8 * 7 / 4)) < 1e-9

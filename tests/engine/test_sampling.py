@@ -279,6 +279,14 @@ def test_one_prior_is_in_memory_at_a_time(jukebox, tiny_model):
     assert len(alive) == 3
 
 
+@pytest.mark.parametrize(("limit", "left"), [(1 << 28, 3), (0, 1)])
+def test_small_priors_stay_for_the_next_request(tiny_model, monkeypatch, limit, left):
+    monkeypatch.setattr(Jukebox, "KEPT_BYTES", limit)
+    jukebox = Jukebox.from_pretrained(tiny_model, backend="eager")
+    jukebox.sample(FEW)
+    assert len(jukebox._priors) == left
+
+
 def test_buffers_do_not_grow_with_the_length(tiny_model):
     def buffers(samples):
         decoders = []

@@ -1,0 +1,183 @@
+"""Whether figures changed between two sets of results by more than their noise.
+
+    python bench compare OLD.jsonl NEW.jsonl [--fail]
+    python bench compare FILE --commits OLD NEW [--fail]
+
+For each timed figure of each row that both have (the newest record counts): the ratio of medians, new to old, and the
+noise of that ratio, from p20 to p80 of both. "faster" and "slower" are said of what exceeds the noise. Figures of
+rounds within one run know nothing of a machine that was slower on another day: look at the figures that belong to the
+machine or to other software, which come marked and never fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from .harness import read
+from .tables import Record, newest
+
+Verdict = Literal["faster", "slower", "same", "changed"]
+# Endings of fields. Higher first: "steps_per_s" ends like seconds.
+HIGHER = ("_per_s", "percent", "speed_up", "speedup", "real_time", "tflops", "ratio")
+LOWER = ("us_per_step", "_us", "_ms", "_s", "seconds")
+# What belongs to the machine or to software that is not ours.
+NOT_OURS = ("bandwidth_", "read_", "copy_", "floor_", "matrix_", "transformers_", "growing-cache_")
+# Where a figure was taken; `threads` may be None on a GPU.
+PLACE = ("device", "cores", "threads", "python", "torch", "triton", "cuda", "driver_version")
+_CIRCUMSTANCES = {
+    *PLACE,
+    "load",
+    "commit",
+    "sources",
+    "time",
+    "first",
+    "steps",
+    "rounds",
+    "window_steps",
+    "extrapolated",
+}
+
+
+class Change(NamedTuple):
+    """`ratio` and `noise` of the medians, new to old: a noise of 0.05 is 5 % either way."""
+
+    row: str
+    field: str
+    old: float
+    new: float
+    ratio: float
+    noise: float
+    verdict: Verdict
+
+    @property
+    def ours(self) -> bool:
+        return not self.field.startswith(NOT_OURS)
+
+
+def direction(field: str) -> int:
+    """1 where higher is better, -1 where lower is, 0 where the name does not tell."""
+    if field.endswith(HIGHER) or "_over_" in field:
+        return 1
+    return -1 if field.endswith(LOWER) else 0
+
+
+def identity(record: Record) -> str:
+    """What a record measured; without a row, all its settings."""
+    if "row" in record:
+        seed = f" seed {record['seed']}" if record.get("seed") is not None else ""
+        return f"{record.get('bench')}: {record['row']}{seed}"
+    settings = set(record) - _CIRCUMSTANCES | {"threads"}
+    plain = {key: record[key] for key in sorted(settings & set(record)) if isinstance(record[key], str | int)}
+    return f"{plain.pop('bench', None)}: " + ", ".join(f"{key} {value}" for key, value in plain.items())
+
+
+def log_spread(figure: dict[str, float]) -> float:
+    """Half the distance from p20 to p80 as a logarithm; infinite where a quantile is not positive."""
+    low, high = figure["p20"], figure["p80"]
+    return math.log(high / low) / 2 if low > 0 and high > 0 else math.inf
+
+
+def changes(old: Record, new: Record) -> Iterator[Change]:
+    """Each quantile field that both have, with positive medians, in the order of `old`."""
+    for field, before in old.items():
+        after = new.get(field)
+        if not (isinstance(before, dict) and isinstance(after, dict) and "p50" in before and "p50" in after):
+            continue
+        if before["p50"] <= 0 or after["p50"] <= 0:
+            continue
+        ratio = after["p50"] / before["p50"]
+        noise = math.hypot(log_spread(before), log_spread(after))
+        verdict: Verdict = "same"
+        # Of equal medians without spread, rounding may leave a rest.
+        if abs(math.log(ratio)) > noise + 1e-9:
+            gain = direction(field) * math.log(ratio)
+            verdict = "faster" if gain > 0 else "slower" if gain < 0 else "changed"
+        yield Change(identity(old), field, before["p50"], after["p50"], ratio, math.expm1(noise), verdict)
+
+
+def at_commit(records: Iterable[Record], commit: str) -> list[Record]:
+    """The records of a commit, named in full or by its beginning; "+" after it: with changed files.
+
+    Raises:
+        ValueError: there are none, or of several commits.
+    """
+    records = list(records)
+    found = [r for r in records if r.get("commit") == commit]
+    found = found or [r for r in records if str(r.get("commit")).startswith(commit)]
+    there = sorted({str(r.get("commit")) for r in found or records})
+    if not found or len(there) > 1:
+        raise ValueError(f"{'several' if found else 'no'} records of commit {commit}: there are {', '.join(there)}")
+    return found
+
+
+def warnings(old: Record, new: Record) -> list[str]:
+    """Circumstances in which the two records differ, one line each."""
+    differ = [key for key in PLACE if old.get(key) != new.get(key)]
+    return [f"{key}: {old.get(key)} against {new.get(key)}" for key in differ]
+
+
+def report(old: list[Record], new: list[Record]) -> tuple[list[str], list[Change], int]:
+    """Lines to print, the changes, row by row in the order of `old`'s age, and how many rows fail that did not.
+
+    Raises:
+        ValueError: no row is in both.
+    """
+    before, after = ({identity(r): r for r in newest(records, identity)} for records in (old, new))
+    shared = [row for row in before if row in after]
+    if not shared:
+        raise ValueError("no row is in both")
+    lines: list[str] = []
+    found: list[Change] = []
+    warned: dict[str, int] = {}
+    failed = 0
+    for row in shared:
+        for warning in warnings(before[row], after[row]):
+            warned[warning] = warned.get(warning, 0) + 1
+        made = list(changes(before[row], after[row]))
+        found += made
+        lines.append(row)
+        if "error" in after[row]:
+            failed += "error" not in before[row]
+            lines.append(f"  failed: {after[row]['error']}")
+        for c in made:
+            noise = "any" if math.isinf(c.noise) else f"{100 * c.noise:.0f} %"
+            words = c.verdict if c.ours else f"{c.verdict} (not ours)"
+            lines.append(f"  {c.field:28} {c.old:>10.5g} -> {c.new:>10.5g}  {c.ratio:6.3f}x  noise {noise:>6}  {words}")
+    lines = [f"warning: {warning} ({rows} rows)" for warning, rows in warned.items()] + lines
+    alone = [(name, len(set(these) - set(shared))) for name, these in (("old", before), ("new", after))]
+    lines += [f"{count} rows only in {name}" for name, count in alone if count]
+    return lines, found, failed
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="two, or one with --commits")
+    parser.add_argument("--commits", nargs=2, metavar=("OLD", "NEW"), help="of one file")
+    parser.add_argument(
+        "--fail", action="store_true", help="status 1 if a figure of ours got slower or a row fails now"
+    )
+    options = parser.parse_args(arguments)
+    if len(options.files) != (1 if options.commits else 2):
+        parser.error("two files, or one file and --commits OLD NEW")
+    for path in options.files:
+        if not path.exists():
+            parser.error(f"no file {path}")
+    sets = [read(path) for path in options.files]
+    try:
+        if options.commits:
+            sets = [at_commit(sets[0], commit) for commit in options.commits]
+        lines, found, failed = report(*sets)
+    except ValueError as error:
+        parser.error(str(error))
+    print("\n".join(lines))
+    counts = {verdict: sum(c.verdict == verdict for c in found if c.ours) for verdict in ("faster", "slower", "same")}
+    print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f", {failed} rows fail now")
+    return int(options.fail and counts["slower"] + failed > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

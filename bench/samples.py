@@ -1,0 +1,106 @@
+"""Pieces of audio by the paper's seven systems, for the benchmarks that listen: WORK/samples/SYSTEM/seed-K/piece-N.wav.
+
+A system that was trained at the top level only takes the levels below from the student of its depth with both stages,
+so that what one hears of it is its top prior. "corpus" are pieces of held-out songs at random places, "codes" the same
+pieces through the VQ-VAE: what no prior can be better than.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..distill.systems import SYSTEMS
+from ..distill.work import Work
+from ..engine import checkpoint
+from ..engine.audio import read_audio, write_audio
+from ..engine.jukebox import Jukebox
+from ..engine.runs import load_codes, save_codes
+from ..engine.sampler import SamplingParams
+
+CORPUS = ("corpus", "codes")
+CODES = "codes.safetensors"
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """`samples` pieces of `audio_seconds` for a seed; `top_p` per level, the finest first."""
+
+    samples: int = 34
+    audio_seconds: float = 5.0
+    top_p: tuple[float, ...] = (0.9, 0.9, 1.0)
+
+    def params(self, seed: int) -> SamplingParams:
+        return SamplingParams(seconds=self.audio_seconds, seed=seed, num_samples=self.samples, top_p=self.top_p)
+
+
+def folder(work: Work, system: str, seed: int) -> Path:
+    return work.folder / "samples" / system / f"seed-{seed}"
+
+
+def sampled(work: Work, system: str, seed: int, pieces: Pieces) -> list[Path]:
+    """The pieces of a system, or of the corpus, as files; made unless they are there."""
+    target = folder(work, system, seed)
+    files = [target / f"piece-{number}.wav" for number in range(pieces.samples)]
+    if all(path.exists() for path in files):
+        return files
+    part = target.with_name(f"{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    if system in CORPUS:
+        _cut(work, system, seed, pieces, part)
+    else:
+        result = model(work, system).sample(pieces.params(seed))
+        save_codes(part / CODES, result.codes)
+        for path, audio in zip(files, result.audio, strict=True):
+            write_audio(part / path.name, audio[None], result.sample_rate)
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
+    return files
+
+
+def codes(work: Work, system: str, seed: int) -> list[Tensor]:
+    """The codes of a system's pieces, per level [pieces, n]."""
+    return load_codes(folder(work, system, seed) / CODES)
+
+
+def model(work: Work, system: str) -> Jukebox:
+    """The stack of a system on the work's device."""
+    with tempfile.TemporaryDirectory() as exported:
+        out = Path(exported)
+        checkpoint.save_config(out, work.stack_config(system))
+        checkpoint.save_network(out / checkpoint.VQVAE_FILE, work.vqvae(work.levels))
+        for level in work.levels:
+            own = work.is_done(system, level)
+            name = system if own else f"student-{SYSTEMS[system].layers}"
+            checkpoint.save_network(out / checkpoint.prior_file(level), work.prior(name, level))
+        jukebox = Jukebox.from_pretrained(out, work.device)
+        # The files go; small priors stay.
+        for level in work.levels:
+            jukebox.prior(level)
+    return jukebox
+
+
+def _cut(work: Work, name: str, seed: int, pieces: Pieces, target: Path) -> None:
+    """Pieces of held-out songs at places that the seed decides."""
+    random = np.random.default_rng(seed)
+    store = work.codes()
+    songs = [song for song in store.songs if song.split == "held_out"]
+    vqvae = work.vqvae([0])
+    count = round(pieces.audio_seconds * vqvae.config.sample_rate)
+    for number in range(pieces.samples):
+        song = songs[int(random.integers(len(songs)))]
+        audio = read_audio(work.corpus / song.path, vqvae.config.sample_rate)
+        start = int(random.integers(max(1, audio.shape[1] - count)))
+        piece = audio[:, start : start + count]
+        if name == "codes":
+            with torch.inference_mode():
+                length = piece.shape[1] // 8 * 8
+                piece = vqvae.decode(vqvae.encode(piece[:, :length].to(work.device), 0), 0).cpu()
+        write_audio(target / f"piece-{number}.wav", piece, vqvae.config.sample_rate)

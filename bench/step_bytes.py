@@ -1,0 +1,41 @@
+"""The fewest bytes that a decode step must move, by part: what rooflines and shares of the bandwidth are taken from.
+
+Every weight is read once, whatever the batch; the keys and values that each item's position sees are read, and its own
+written. Activations stay in the caches and are not counted.
+"""
+
+from __future__ import annotations
+
+from ..engine.config import PriorConfig
+from ..kernels.reference import cache_visible
+
+PARTS = ("projections", "head", "vectors", "keys_values", "embedding")
+
+
+def bytes_by_part(
+    config: PriorConfig, batch: int, pos: int, conditioned: bool, weight_size: int, other_size: int
+) -> dict[str, int]:
+    """Bytes of a step of `batch` items at position `pos`.
+
+    weight_size: bytes of one stored weight of the projections and the head; with 1, int8, there is an FP32 scale per
+        output. other_size: of whatever else is stored: vectors, keys and values, embeddings and conditions.
+
+    projections: the four matrices of every layer. head: the token embedding as the last matrix. vectors: biases, scale
+    and shift of the norms, scales of int8 weights. keys_values: those of all items and layers. embedding: per item a
+    row of the token and of the position embedding, and its frame condition, at the input and before the head.
+    """
+    width, attn_width, hidden = config.width, config.attn_width, config.mlp_width
+    outputs = 3 * attn_width + 2 * width + hidden
+    scales = 4 * (config.depth * outputs + config.codebook_size) if weight_size == 1 else 0
+    slots = {"row": config.row_len, "previous_row": 2 * config.row_len}
+    seen = sum(
+        cache_visible(pos, p.value, config.row_len, slots.get(p.value, config.context_len))[1] + 1
+        for p in config.layer_patterns
+    )
+    return {
+        "projections": config.depth * (4 * width * attn_width + 2 * width * hidden) * weight_size,
+        "head": config.codebook_size * width * weight_size,
+        "vectors": config.depth * (outputs + 4 * width) * other_size + scales,
+        "keys_values": batch * 2 * seen * attn_width * other_size,
+        "embedding": batch * (4 if conditioned else 2) * width * other_size,
+    }

@@ -1,7 +1,7 @@
 """Pieces of audio by the paper's seven systems, for the benchmarks that listen: WORK/samples/SYSTEM/seed-K/piece-N.wav.
 
-A system that was trained at the top level only takes the levels below from the student of its depth with both stages,
-so that what one hears of it is its top prior. "corpus" are pieces of held-out songs at random places, "codes" the same
+A system that was trained at the top level only has the upsamplers of student-18, so that what one hears of it is its
+top prior. "corpus" are pieces of held-out songs at random places, "codes" the same
 pieces through the VQ-VAE: what no prior can be better than.
 """
 
@@ -16,9 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..distill.systems import SYSTEMS
 from ..distill.work import Work
-from ..engine import checkpoint
 from ..engine.audio import read_audio, write_audio
 from ..engine.jukebox import Jukebox
 from ..engine.runs import load_codes, save_codes
@@ -73,14 +71,8 @@ def codes(work: Work, system: str, seed: int) -> list[Tensor]:
 def model(work: Work, system: str) -> Jukebox:
     """The stack of a system on the work's device."""
     with tempfile.TemporaryDirectory() as exported:
-        out = Path(exported)
-        checkpoint.save_config(out, work.stack_config(system))
-        checkpoint.save_network(out / checkpoint.VQVAE_FILE, work.vqvae(work.levels))
-        for level in work.levels:
-            own = work.is_done(system, level)
-            name = system if own else f"student-{SYSTEMS[system].layers}"
-            checkpoint.save_network(out / checkpoint.prior_file(level), work.prior(name, level))
-        jukebox = Jukebox.from_pretrained(out, work.device)
+        work.export(system, Path(exported))
+        jukebox = Jukebox.from_pretrained(exported, work.device)
         # The files go; small priors stay.
         for level in work.levels:
             jukebox.prior(level)

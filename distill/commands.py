@@ -17,13 +17,13 @@ from tqdm import tqdm
 from ..engine.prior import Prior
 from .parallel import own_device, processes
 from .presets import PRESETS
-from .systems import SYSTEMS
+from .systems import SYSTEMS, TEACHER, UPSAMPLERS
 from .trainer import TrainingDiverged
 from .work import Work
 
 # What a user can mend.
 EXPECTED = (ValueError, OSError, ImportError, TrainingDiverged)
-ABLATIONS = "Levels at which all seven systems are trained; elsewhere the teacher and both students."
+ABLATIONS = "Levels at which all seven systems are trained; elsewhere the teacher and student-18."
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -206,7 +206,10 @@ def eval(names: tuple[str, ...], levels: tuple[int, ...], windows: int, path: Pa
 @system_option(list(SYSTEMS))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to write.")
 def export(name: str, out: Path, **options: Any) -> None:
-    """Write a system's stack as a checkpoint folder, FP16 safetensors, for `fastjukebox sample --model`."""
+    """Write a system's stack as a checkpoint folder, FP16 safetensors, for `fastjukebox sample --model`.
+
+    Levels below those that it was trained at are student-18's.
+    """
     with opened(**options) as work:
         if work.processes.is_first:
             work.export(name, out)
@@ -224,9 +227,9 @@ def stack(jobs: int, ablations: str, dry_run: bool, **options: Any) -> None:
 
     threads = options["threads"] or 1
     with opened(**options) as work:
-        shipped = ("teacher-72", "student-24", "student-18")
         systems = {
-            level: tuple(SYSTEMS) if ablations == "all" or level == work.levels[0] else shipped for level in work.levels
+            level: tuple(SYSTEMS) if ablations == "all" or level == work.levels[0] else (TEACHER, UPSAMPLERS)
+            for level in work.levels
         }
         needs = stages(work, systems)
         if dry_run:

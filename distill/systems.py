@@ -37,6 +37,8 @@ def _students(layers: int) -> tuple[System, ...]:
 
 
 TEACHER = "teacher-72"
+# Whose priors a system takes for levels that it was not trained at.
+UPSAMPLERS = "student-18"
 # A student without the prediction stage is where the student with both stages starts from: it is trained once.
 SYSTEMS: dict[str, System] = {
     system.name: system

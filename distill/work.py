@@ -33,7 +33,7 @@ from .parallel import Processes
 from .presets import PRESETS, Preset
 from .prior import load_averaged, train_prior
 from .student import new_student
-from .systems import SYSTEMS, TEACHER, System, system
+from .systems import SYSTEMS, TEACHER, UPSAMPLERS, System, system
 from .trainer import FIGURES, read_figures, write_figures
 from .vqvae import load_level, train_level
 
@@ -194,9 +194,16 @@ class Work:
         load_averaged(self.run_folder(name, level), prior)
         return prior.to(self.device).eval().requires_grad_(False)
 
+    def source(self, name: str, level: int) -> str:
+        """The system whose prior stands at a level of the stack of `name`: its own, or that of UPSAMPLERS where it was
+        trained at higher levels only."""
+        trained = [other for other in self.levels if self.is_done(name, other)]
+        return name if level in trained or not trained or level > min(trained) else UPSAMPLERS
+
     def stack_config(self, name: str) -> JukeboxConfig:
-        """The VQ-VAE and a system's priors."""
-        priors = (self.preset.prior_config(system(name), level) for level in reversed(self.levels))
+        """The VQ-VAE and the priors of a system's stack."""
+        levels = reversed(self.levels)
+        priors = (self.preset.prior_config(system(self.source(name, level)), level) for level in levels)
         return JukeboxConfig(self.preset.config.vqvae, tuple(priors))
 
     def export(self, name: str, out: Path) -> None:
@@ -205,7 +212,8 @@ class Work:
         checkpoint.save_config(out, self.stack_config(name))
         checkpoint.save_network(out / checkpoint.VQVAE_FILE, vqvae)
         for level in self.levels:
-            checkpoint.save_network(out / checkpoint.prior_file(level), self.prior(name, level))
+            prior = self.prior(self.source(name, level), level)
+            checkpoint.save_network(out / checkpoint.prior_file(level), prior)
 
     def _check(self, *runs: tuple[str, int]) -> None:
         for name, level in runs:

@@ -41,8 +41,8 @@ class Result:
 
 
 class Jukebox:
-    """A VQ-VAE and its priors, ready to sample. Priors are loaded when their level is sampled. Small ones stay; of large
-    ones there is one at a time by level, and all of them by time (`stream`)."""
+    """A VQ-VAE and its priors, ready to sample. Priors are loaded when their level is sampled. Small ones stay; large
+    ones are there one at a time by level, all of them by time (`stream`)."""
 
     # Priors whose files hold no more together stay in memory, so that the next request finds them there.
     KEPT_BYTES = 1 << 28

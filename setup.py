@@ -39,7 +39,7 @@ class OptionalBuild(build_ext):
 setup(
     packages=list(PACKAGES),
     package_dir=PACKAGES,
-    package_data={"fastjukebox.engine": ["demo/*"], "fastjukebox.kernels": ["csrc/*"]},
+    package_data={"fastjukebox.engine": ["demo/*", "demo/*/*"], "fastjukebox.kernels": ["csrc/*"]},
     ext_modules=[
         # A plain library behind ctypes: no Python or PyTorch headers are used.
         Extension(

@@ -205,15 +205,33 @@ def eval(names: tuple[str, ...], levels: tuple[int, ...], windows: int, path: Pa
 @common
 @system_option(list(SYSTEMS))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to write.")
-def export(name: str, out: Path, **options: Any) -> None:
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="An exported folder of the same work: files that are the same stay there.",
+)
+def export(name: str, out: Path, base: Path | None, **options: Any) -> None:
     """Write a system's stack as a checkpoint folder, FP16 safetensors, for `fastjukebox sample --model`.
 
     Levels below those that it was trained at are student-18's.
     """
     with opened(**options) as work:
         if work.processes.is_first:
-            work.export(name, out)
+            work.export(name, out, base)
             say(work, f"{out}: the stack of {name}")
+
+
+@train.command()
+@common
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Markdown file to write.")
+def card(out: Path, **options: Any) -> None:
+    """Write the model card of all that is trained: data, commands, time, figures."""
+    from .card import card as written
+
+    with opened(**options) as work:
+        if work.processes.is_first:
+            out.write_text(written(work))
+            say(work, str(out))
 
 
 @train.command()

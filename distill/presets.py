@@ -124,10 +124,10 @@ PRESETS: dict[str, Preset] = {
             VQVAETraining(steps=1800),
         ),
         prior=PriorTraining(batch=2, learning_rate=3e-3, matrix_learning_rate=0.02, warm_up=50),
-        # Made for two CPU cores: a step at 18 layers costs a quarter of one at 72. Some 4.5 million codes at each
-        # level at 18 layers, then 1.2 million at 72, and 2 million for a student.
+        # Made for two CPU cores: a step at 18 layers costs a quarter of one at 72. Some 4 million codes at each
+        # level at 18 layers, then 1 million at 72, and 2 million for a student.
         epochs=(
-            Epochs(teacher=0.031, layers=0.015, prediction=0.0365, shallow=0.11),
+            Epochs(teacher=0.022, layers=0.01, prediction=0.026, shallow=0.09),
             Epochs(teacher=0.13, layers=0.06, prediction=0.15, shallow=0.48),
             Epochs(teacher=0.52, layers=0.27, prediction=0.66, shallow=1.9),
         ),

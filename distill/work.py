@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +91,10 @@ class Work:
     def figures(self, name: str, level: int) -> dict[str, Any] | None:
         """What was measured at the end of a run; None if it is not done."""
         return read_figures(self.run_folder(name, level))
+
+    def shallow_figures(self, level: int) -> dict[str, Any] | None:
+        """The same of the network that the teacher grew from; None if it grew from none."""
+        return read_figures(self.run_folder(TEACHER, level) / "shallow")
 
     def is_done(self, name: str, level: int) -> bool:
         return (self.run_folder(name, level) / FIGURES).exists()
@@ -206,14 +211,18 @@ class Work:
         priors = (self.preset.prior_config(system(self.source(name, level)), level) for level in levels)
         return JukeboxConfig(self.preset.config.vqvae, tuple(priors))
 
-    def export(self, name: str, out: Path) -> None:
-        """Write a system's stack as a checkpoint folder that the engine loads (FP16 safetensors). Raises NotTrained."""
-        vqvae = self.vqvae(self.levels)
-        checkpoint.save_config(out, self.stack_config(name))
-        checkpoint.save_network(out / checkpoint.VQVAE_FILE, vqvae)
+    def export(self, name: str, out: Path, base: Path | None = None) -> None:
+        """Write a system's stack as a checkpoint folder that the engine loads (FP16 safetensors); with `base`, another
+        such folder, only the files that differ from its. Raises NotTrained."""
+        networks: dict[str, Any] = {checkpoint.VQVAE_FILE: self.vqvae(self.levels)}
         for level in self.levels:
-            prior = self.prior(self.source(name, level), level)
-            checkpoint.save_network(out / checkpoint.prior_file(level), prior)
+            networks[checkpoint.prior_file(level)] = self.prior(self.source(name, level), level)
+        checkpoint.save_config(out, self.stack_config(name), os.path.relpath(base, out) if base else None)
+        for file, network in networks.items():
+            path = out / file
+            checkpoint.save_network(path, network)
+            if base and (base / file).exists() and (base / file).read_bytes() == path.read_bytes():
+                path.unlink()
 
     def _check(self, *runs: tuple[str, int]) -> None:
         for name, level in runs:

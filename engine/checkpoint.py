@@ -1,4 +1,5 @@
-"""Our own checkpoint folders: config.json, vqvae.safetensors and one prior_K.safetensors per level.
+"""Our own checkpoint folders: config.json, vqvae.safetensors and one prior_K.safetensors per level. A folder may name a
+`base` in its config.json, another such folder (by a path relative to its own), that has the files which it lacks.
 
 Nothing in them is executed when they are read. Modules are built without memory and take the tensors of the file one
 by one, so a level is in host memory once, in the dtype it is used in.
@@ -39,10 +40,24 @@ def prior_file(level: int) -> str:
 VQVAE_FILE = "vqvae.safetensors"
 
 
-def save_config(folder: Path, config: JukeboxConfig) -> None:
-    """Write `config.json`; `folder` is made if need be."""
+def network_files(config: JukeboxConfig) -> list[str]:
+    """The names of all files of a stack but its config."""
+    return [VQVAE_FILE, *(prior_file(prior.level) for prior in config.priors)]
+
+
+def network_path(folder: Path, name: str) -> Path:
+    """Where a file of a checkpoint is: in `folder`, or in its base if that has it and the folder has not."""
+    path = folder / name
+    if not path.exists() and (base := _read_config(folder).get("base")):
+        return folder / base / name if (folder / base / name).exists() else path
+    return path
+
+
+def save_config(folder: Path, config: JukeboxConfig, base: str | None = None) -> None:
+    """Write `config.json`; `folder` is made if need be. base: the path from `folder` to its base, if it has one."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"format": FORMAT, **to_json(config)}, indent=2) + "\n"
+    values = {"format": FORMAT, **({"base": base} if base else {}), **to_json(config)}
+    text = json.dumps(values, indent=2) + "\n"
     _replace(folder / "config.json", lambda path: path.write_text(text))
 
 
@@ -69,12 +84,24 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 
 def load_config(folder: Path) -> JukeboxConfig:
     """Raises CheckpointError where `folder` is no checkpoint of this format."""
+    values = _read_config(folder)
+    values.pop("base", None)
+    try:
+        return from_json(JukeboxConfig, values)
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The values of a `config.json`, `base` with them. Raises CheckpointError."""
     path = folder / "config.json"
     try:
         values = json.loads(path.read_text())
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise ValueError(f"not a format {FORMAT} fastjukebox config")
-        return from_json(JukeboxConfig, values)
+        if not isinstance(values.get("base", ""), str):
+            raise ValueError("base must be the path of a folder")
+        return values
     except FileNotFoundError:
         hint = " (OpenAI files? run `fastjukebox convert` on them first)" if folder.is_dir() else ""
         raise CheckpointError(f"{path} does not exist{hint}") from None
@@ -86,7 +113,7 @@ def load_config(folder: Path) -> JukeboxConfig:
 def load_vqvae(folder: Path, device: torch.device | str = "cpu") -> VQVAE:
     """The VQ-VAE of a folder, in FP32: it is small, and the codes it finds should not depend on a dtype."""
     config = load_config(folder).vqvae
-    return _load(folder / VQVAE_FILE, lambda: VQVAE(config), device, torch.float32)
+    return _load(network_path(folder, VQVAE_FILE), lambda: VQVAE(config), device, torch.float32)
 
 
 def load_prior(
@@ -96,12 +123,12 @@ def load_prior(
     config = load_config(folder)
     if not 0 <= level < len(config.priors):
         raise CheckpointError(f"{folder}: has priors of level 0 to {len(config.priors) - 1}, not {level}")
-    return _load(folder / prior_file(level), lambda: Prior(config.priors[level]), device, dtype)
+    return _load(network_path(folder, prior_file(level)), lambda: Prior(config.priors[level]), device, dtype)
 
 
 def prior_bytes(folder: Path, config: JukeboxConfig) -> int:
     """Bytes of all prior files together; what is missing counts as nothing."""
-    paths = (folder / prior_file(prior.level) for prior in config.priors)
+    paths = (network_path(folder, prior_file(prior.level)) for prior in config.priors)
     return sum(path.stat().st_size for path in paths if path.exists())
 
 
@@ -171,9 +198,13 @@ def _name(network: nn.Module) -> str:
 def fingerprint(folder: Path) -> str:
     """A short identity of a folder's weights: its config, and the size, head and tail of each file."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
+    files = {path.name: path for path in folder.glob("*.safetensors")}
+    files |= {name: network_path(folder, name) for name in network_files(load_config(folder))}
+    for name, path in sorted(files.items()):
+        if not path.exists():
+            continue
         size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
+        digest.update(f"{name} {size}".encode())
         with path.open("rb") as file:
             digest.update(file.read(1 << 20))
             file.seek(max(0, size - (1 << 20)))

@@ -18,7 +18,12 @@ from .runs import Request, Run, RunError
 from .sampler import ProgressCallback, Sampling, SamplingParams
 
 logger = logging.getLogger("fastjukebox")
-MODELS = {"demo": checkpoint.DEMO}
+# The demo stack is student-18's; the others share what they can with it.
+MODELS = {
+    "demo": checkpoint.DEMO,
+    "demo-24": checkpoint.DEMO / "student-24",
+    "demo-72": checkpoint.DEMO / "teacher-72",
+}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 

@@ -195,8 +195,8 @@ def _describe(model: str) -> None:
                 f"windows of {prior.context_len} codes ({seconds:.2f} s)",
             )
         )
-    for name in (checkpoint.VQVAE_FILE, *map(checkpoint.prior_file, range(len(config.priors)))):
-        path = folder / name
+    for name in checkpoint.network_files(config):
+        path = checkpoint.network_path(folder, name)
         if not path.exists():
             rows.append((name, "missing"))
             continue

@@ -49,6 +49,29 @@ def test_an_exported_stack_samples(stack, run, tmp_path):
     assert result.audio.shape[-1] == 4410 and bool(torch.isfinite(torch.as_tensor(result.audio)).all())
 
 
+def test_a_stack_shares_files_with_its_base(stack, run, tmp_path):
+    base, out = tmp_path / "base", tmp_path / "base" / "student"
+    for name, words in (("teacher-72", ["--out", str(base)]), ("student-18", ["--out", str(out), "--base", str(base)])):
+        done = run("export", "--system", name, *words)
+        # Levels 0 and 1 of student-18 are not trained here.
+        assert (done.exit_code == 0) == (name == "teacher-72"), done.output
+    work = Work(stack, "tiny")
+    work.export("teacher-72", out, base)
+    assert sorted(path.name for path in out.iterdir()) == ["config.json"]
+    params = SamplingParams(seconds=0.1, seed=1)
+    whole, shared = (Jukebox.from_pretrained(folder).sample(params) for folder in (base, out))
+    assert torch.equal(torch.as_tensor(whole.audio), torch.as_tensor(shared.audio))
+
+
+def test_the_card_tells_every_run(stack, run, tmp_path):
+    done = run("card", "--out", str(tmp_path / "CARD.md"))
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "CARD.md").read_text()
+    for words in ("| teacher-72 | 2 | 9 |", "| teacher-72, before it grew | 2 | 3 |", "| student-18 | 2 | 3 |"):
+        assert words in text
+    assert "| plain-18" not in text and max(map(len, text.splitlines())) < 400
+
+
 def test_eval_tells_bits_and_agreement(stack, run, tmp_path):
     done = run("eval", "--level", "2", "--windows", "2", "--json", str(tmp_path / "f.jsonl"))
     assert done.exit_code == 0, done.output

@@ -211,3 +211,29 @@ def test_a_fingerprint_follows_the_weights_and_the_config(folder, tiny_model):
     assert checkpoint.fingerprint(folder) == before
     edit_config(folder, lambda values: values["vqvae"].update(sample_rate=22050))
     assert checkpoint.fingerprint(folder) != before
+
+
+def test_a_folder_takes_what_it_lacks_from_its_base(tiny_model, tiny_config, tmp_path):
+    base, folder = tmp_path / "base", tmp_path / "other" / "folder"
+    shutil.copytree(tiny_model, base)
+    checkpoint.save_config(folder, tiny_config, "../../base")
+    with pytest.raises(checkpoint.CheckpointError, match="prior_0"):
+        (base / checkpoint.prior_file(0)).rename(tmp_path / "kept")
+        checkpoint.load_prior(folder, 0)
+    (tmp_path / "kept").rename(base / checkpoint.prior_file(0))
+    for level in range(3):
+        ours, theirs = checkpoint.load_prior(folder, level), checkpoint.load_prior(base, level)
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters()))
+    before = checkpoint.fingerprint(folder)
+    # A file of its own comes first, and is another model.
+    torch.manual_seed(5)
+    checkpoint.save_network(folder / checkpoint.prior_file(1), Prior(tiny_config.priors[1]))
+    own = checkpoint.load_prior(folder, 1)
+    assert not torch.equal(own.token_embedding, checkpoint.load_prior(base, 1).token_embedding)
+    assert checkpoint.fingerprint(folder) != before
+
+
+def test_a_base_that_is_no_path_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"format": 1, "base": 3}')
+    with pytest.raises(checkpoint.CheckpointError, match="base must be"):
+        checkpoint.load_config(tmp_path)

@@ -1,0 +1,79 @@
+"""The model card of a work folder: what the networks were trained on, how, how long, and what came out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from .systems import SYSTEMS, TEACHER, UPSAMPLERS
+from .work import Work
+
+
+def card(work: Work) -> str:
+    """Markdown. Every figure is one that the runs left behind."""
+    preset, config = work.preset, work.preset.config
+    corpus, vqvae = preset.corpus, config.vqvae
+    vqvae_rows, prior_rows, minutes = [], [], 0.0
+    for level in sorted(work.levels):
+        if found := work.figures("vqvae", level):
+            minutes += found["minutes"]
+            unit, snr, spectral = vqvae.samples_per_code(level), f"{found['snr_db']:.1f}", f"{found['spectral']:.3f}"
+            took, use = (found["steps"], f"{found['minutes']:.0f}"), (f"{found['perplexity']:.0f}", found["codes_used"])
+            vqvae_rows.append((level, unit, *took, snr, spectral, use[0], f"{use[1]:.0f}"))
+    for name in SYSTEMS:
+        for level in work.levels:
+            if found := work.figures(name, level):
+                minutes += found["minutes"]
+                prior_rows.append((name, level, *_prior_row(found)))
+                if shallow := work.shallow_figures(level) if name == TEACHER else None:
+                    minutes += shallow["minutes"]
+                    prior_rows.append((f"{name}, before it grew", level, *_prior_row(shallow)))
+    priors = config.priors[-1]
+    vqvae_header = ("level", "samples per code", "steps", "minutes", "SNR dB", "spectral error", "perplexity", "in use")
+    prior_header = ("system", "level", "layers", "parameters", "steps", "codes seen", "minutes", "held-out bits")
+    return f"""# {work.preset_name.capitalize()} stack: model card
+
+Three-level stacks trained by this repository's own code on music that it renders itself. They are there so that a fresh
+clone can make audible music, and so that the whole path can be tested; they are no models of recorded music.
+
+- Data: {corpus.songs} songs of {corpus.seconds:g} s from `distill/corpus.py`, seed {work.seed}, {vqvae.sample_rate} Hz,
+  mono; {corpus.held_out} of them are held out, and every figure below is measured on those.
+- Commands: `fastjukebox-train stack --work WORK --preset {work.preset_name} --seed {work.seed}`, then
+  `fastjukebox-train export` for each system.
+- Time: {minutes / 60:.1f} hours over all runs together, on the machine that trained them.
+- Weights: FP16 safetensors. Priors have width {priors.width} and windows of {priors.context_len} codes.
+- A system that was trained at the top level only has the upsamplers of {UPSAMPLERS}.
+- Licence: MIT, as the repository; the data is generated, so no other licence applies.
+
+## VQ-VAE
+
+{vqvae.codebook_size} codes of {vqvae.code_dim} dimensions per level. The spectral error is |difference| / |target| of
+magnitude spectrograms over three resolutions; a higher level keeps less of the waveform's phase, hence its lower SNR.
+
+{_table(vqvae_header, vqvae_rows)}
+
+## Priors
+
+A code that could be anything would cost {vqvae.codebook_size.bit_length() - 1} bits. A teacher grows: a shallow network
+learns first, then layers that do nothing at first are put between its own, and all of them learn.
+
+{_table(prior_header, prior_rows)}
+"""
+
+
+def _prior_row(found: dict[str, Any]) -> tuple[str, ...]:
+    codes = f"{found['codes'] / 1e6:.1f} M"
+    minutes = f"{found['minutes']:.0f}"
+    return (
+        str(found["depth"]),
+        f"{found['parameters']:,}",
+        str(found["steps"]),
+        codes,
+        minutes,
+        f"{found['held_out_bits']:.2f}",
+    )
+
+
+def _table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    lines = [header, ["---"] * len(list(header)), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

@@ -25,14 +25,15 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Epochs:
-    """Passes over the codes of the training songs; a system without a teacher gets as many as a student's two stages
-    together, so that they are compared at equal steps."""
+    """Passes over the codes of the training songs."""
 
     teacher: float
     layers: float
     prediction: float
     # Of the shallow network that the teacher grows from, before its own; 0: the teacher starts at its full depth.
     shallow: float = 0.0
+    # Of a student without a teacher; None: as many as those with one get in both stages, for a comparison at equal steps.
+    plain: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,9 @@ class Preset:
     def steps(self, system: System, level: int, epoch_steps: int) -> int:
         """Batches that a system is trained for, beside those of `shallow_steps`."""
         epochs = self.epochs[level]
+        plain = epochs.layers + epochs.prediction if epochs.plain is None else epochs.plain
         count = {
-            "next_code": epochs.teacher if system.name == TEACHER else epochs.layers + epochs.prediction,
+            "next_code": epochs.teacher if system.name == TEACHER else plain,
             "layers": epochs.layers,
             "prediction": epochs.prediction,
         }[system.objective]
@@ -124,12 +126,14 @@ PRESETS: dict[str, Preset] = {
             VQVAETraining(steps=1800),
         ),
         prior=PriorTraining(batch=2, learning_rate=3e-3, matrix_learning_rate=0.02, warm_up=50),
-        # Made for two CPU cores: a step at 18 layers costs a quarter of one at 72. Some 4 million codes at each
-        # level at 18 layers, then 1 million at 72, and 2 million for a student.
+        # Students start from the teacher's layers, which are trained already.
+        distillation=Distillation(copy_layers=True),
+        # Made for two CPU cores: a step at 18 layers costs a quarter of one at 72. Some 4 million codes at each level at
+        # 18 layers, then 1 million at 72, and 1.2 million for a student; a plain one gets 2.2 million at the top.
         epochs=(
-            Epochs(teacher=0.022, layers=0.01, prediction=0.026, shallow=0.09),
-            Epochs(teacher=0.13, layers=0.06, prediction=0.15, shallow=0.48),
-            Epochs(teacher=0.52, layers=0.27, prediction=0.66, shallow=1.9),
+            Epochs(teacher=0.022, layers=0.006, prediction=0.026, shallow=0.09),
+            Epochs(teacher=0.13, layers=0.026, prediction=0.104, shallow=0.48),
+            Epochs(teacher=0.52, layers=0.1, prediction=0.42, shallow=1.9, plain=0.93),
         ),
     ),
     # Section 4: layer losses for 20 epochs, then the prediction loss for 50; about 300 songs of one performer.
@@ -144,3 +148,13 @@ PRESETS: dict[str, Preset] = {
         epochs=(Epochs(70, 20, 50),) * 3,
     ),
 }
+
+# For what distillation alone is worth: students of new layers at the top level, as many steps as the plain ones.
+PRESETS["demo-new-layers"] = dataclasses.replace(
+    PRESETS["demo"],
+    distillation=Distillation(),
+    epochs=(
+        *PRESETS["demo"].epochs[:2],
+        dataclasses.replace(PRESETS["demo"].epochs[2], layers=0.27, prediction=0.66),
+    ),
+)

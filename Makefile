@@ -4,7 +4,7 @@ CXX ?= g++
 BIN := .venv/bin
 SETUP := pyproject.toml setup.py
 
-.PHONY: sample test lint sanitize gpu demo-stack clean
+.PHONY: sample test lint sanitize bench report gpu demo-stack clean
 
 sample: .venv/engine
 	$(BIN)/fastjukebox sample sample.wav --seconds 4 --seed 3 --top-p 0.9,0.9,1 --overwrite
@@ -24,6 +24,23 @@ sanitize:
 		$(CXX) -std=c++17 -O1 -g -Wno-psabi -fsanitize=$$sanitizer -fno-sanitize-recover=all -pthread \
 			tests/kernels/native_driver.cpp kernels/csrc/decode.cpp -o build/native_driver && build/native_driver || exit 1; \
 	done
+
+# What this machine can, in some minutes: the decoders' tests, then each benchmark, to build/results and a page from it.
+RESULTS := build/results
+bench: .venv/dev
+	$(BIN)/python -m pytest $(wildcard tests/engine/test_native_*.py)
+	@mkdir -p $(RESULTS)
+	$(BIN)/python bench peers --rounds 7 --threads $$(nproc) --backends eager native native-int8 --json $(RESULTS)/peers.jsonl
+	$(BIN)/python bench roofline --quick --json $(RESULTS)/roofline-cpu.jsonl
+	$(BIN)/python bench scaling --quick --json $(RESULTS)/scaling-cpu.jsonl
+	$(BIN)/python bench int8 --json $(RESULTS)/int8.jsonl
+	$(BIN)/python bench table1 --rounds 2 --json $(RESULTS)/table1-cpu.jsonl
+	$(BIN)/python bench report --results $(RESULTS) --out build/report.html
+
+# The page of the committed results, with players.
+report: .venv/dev
+	@mkdir -p build
+	$(BIN)/python bench report --out build/report.html
 
 # Tests and benchmarks that need an NVIDIA GPU, within nine minutes, with the Python packages that $(PYTHON) has: without
 # .venv, whose PyTorch may be another one than the machine's.

@@ -52,6 +52,23 @@ def valence_scores(net: Path, folders: tuple[Path, ...], device: str) -> None:
 
 
 @train.command()
+@click.argument("runs", type=FOLDER, nargs=-1, required=True)
+@click.option("--codebook-size", type=click.IntRange(min=1), default=512, show_default=True)
+def usage(runs: tuple[Path, ...], codebook_size: int) -> None:
+    """How the codes of RUNS (run directories of `fastjukebox sample`, or safetensors files) use the codebook."""
+    from ..engine.runs import load_codes
+    from .evaluation import code_usage
+
+    for run in runs:
+        for level, codes in enumerate(load_codes(run / "codes.safetensors" if run.is_dir() else run)):
+            if codes.numel() and int(codes.max()) >= codebook_size:
+                raise click.BadParameter(f"{run}: code {int(codes.max())} needs a larger --codebook-size")
+            if codes.numel():
+                figures = code_usage(codes, codebook_size)
+                click.echo(json.dumps({"run": str(run), "level": level, "codes": codes.numel(), **figures}))
+
+
+@train.command()
 @click.argument("first", type=FOLDER)
 @click.argument("second", type=FOLDER)
 @click.option("--fadtk", help="Also by Microsoft's fadtk with this network, where it is installed.")

@@ -32,7 +32,7 @@ class Epochs:
     prediction: float
     # Of the shallow network that the teacher grows from, before its own; 0: the teacher starts at its full depth.
     shallow: float = 0.0
-    # Of a student without a teacher; None: as many as those with one get in both stages, for a comparison at equal steps.
+    # Of a student without a teacher; None: as many as the others get in both stages, to be compared at equal steps.
     plain: float | None = None
 
 
@@ -128,8 +128,8 @@ PRESETS: dict[str, Preset] = {
         prior=PriorTraining(batch=2, learning_rate=3e-3, matrix_learning_rate=0.02, warm_up=50),
         # Students start from the teacher's layers, which are trained already.
         distillation=Distillation(copy_layers=True),
-        # Made for two CPU cores: a step at 18 layers costs a quarter of one at 72. Some 4 million codes at each level at
-        # 18 layers, then 1 million at 72, and 1.2 million for a student; a plain one gets 2.2 million at the top.
+        # Made for two CPU cores: a step at 18 layers costs a quarter of one at 72. Some 4 million codes at each level
+        # at 18 layers, then 1 million at 72, and 1.2 million for a student; a plain one gets 2.2 million at the top.
         epochs=(
             Epochs(teacher=0.022, layers=0.006, prediction=0.026, shallow=0.09),
             Epochs(teacher=0.13, layers=0.026, prediction=0.104, shallow=0.48),

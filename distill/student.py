@@ -12,12 +12,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 
 from ..engine.config import PriorConfig
 from ..engine.patterns import Pattern
 from ..engine.prior import Prior
+from ..engine.transformer import TransformerLayer
 
 
 def layer_groups(teacher: Sequence[Pattern], student: Sequence[Pattern]) -> tuple[tuple[int, ...], ...]:
@@ -49,11 +51,17 @@ def student_config(teacher: PriorConfig, depth: int) -> PriorConfig:
     return dataclasses.replace(teacher, depth=depth)
 
 
+def _strength(prior: Prior, index: int) -> float:
+    layer = cast("TransformerLayer", prior.layers[index])
+    return float(layer.proj.weight.square().sum() + layer.down.weight.square().sum())
+
+
 @torch.no_grad()
 def new_student(teacher: Prior, depth: int, copy_layers: bool = False) -> Prior:
     """A student with the teacher's embeddings, start token, head and conditioner; they have one width.
 
-    Its layers are new, unless `copy_layers`: then each is a copy of its group's last.
+    Its layers are new, unless `copy_layers`: then each is a copy of the layer of its group that adds most to the
+    residual stream, by the norm of its output projections. In a teacher that grew, that is one it grew around.
 
     Raises:
         ValueError: the teacher's layers cannot be grouped into so few or so many.
@@ -65,5 +73,5 @@ def new_student(teacher: Prior, depth: int, copy_layers: bool = False) -> Prior:
             tensor.copy_(teacher.get_parameter(name))
     if copy_layers:
         for index, group in enumerate(groups):
-            student.layers[index] = copy.deepcopy(teacher.layers[group[-1]])
+            student.layers[index] = copy.deepcopy(teacher.layers[max(group, key=lambda i: _strength(teacher, i))])
     return student.to(teacher.device)

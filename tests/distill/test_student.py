@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fastjukebox.distill.growth import deepened
 from fastjukebox.distill.student import layer_groups, new_student
 from fastjukebox.engine.config import ConditionerConfig, PriorConfig
 from fastjukebox.engine.patterns import Pattern
@@ -48,12 +49,26 @@ def test_groups_that_cannot_be_are_refused(teacher, student):
 def test_student_starts_from_the_teachers_embeddings_and_conditioner(copied):
     torch.manual_seed(0)
     teacher = Prior(PriorConfig(0, 32, 12, 2, 32, 4, codebook_size=64, conditioner=ConditionerConfig(16, 2)))
+    # Groups are (0, 3, 6, 9), (1, 4, 7, 10), (2, 5, 8, 11); one layer of each adds more than the others.
+    strongest = (3, 10, 2)
+    with torch.no_grad():
+        for index in strongest:
+            teacher.layers[index].down.weight.mul_(2)
     student = new_student(teacher, 3, copied)
     shared = [name for name, _ in student.named_parameters() if not name.startswith("layers.")]
     assert any(name.startswith("conditioner.") for name in shared) and "token_embedding" in shared
     for name in shared:
         assert torch.equal(student.get_parameter(name), teacher.get_parameter(name)), name
         assert student.get_parameter(name).data_ptr() != teacher.get_parameter(name).data_ptr()
-    for index, last in enumerate((9, 10, 11)):
-        same = torch.equal(student.layers[index].qkv.weight, teacher.layers[last].qkv.weight)
+    for index, copy in enumerate(strongest):
+        same = torch.equal(student.layers[index].qkv.weight, teacher.layers[copy].qkv.weight)
         assert same is copied
+
+
+@pytest.mark.parametrize(("shallow", "deep"), [(3, 12), (6, 24), (6, 18)])
+def test_a_student_of_a_teacher_that_grew_is_what_it_grew_from(shallow, deep):
+    torch.manual_seed(0)
+    prior = Prior(PriorConfig(0, 32, shallow, 2, 32, 4, codebook_size=64))
+    codes = torch.randint(64, (2, 32))
+    student = new_student(deepened(prior, deep), shallow, copy_layers=True)
+    torch.testing.assert_close(student(codes), prior(codes))

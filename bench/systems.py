@@ -22,7 +22,7 @@ import torch
 
 from ..distill import evaluation, frechet
 from ..distill.presets import PRESETS
-from ..distill.systems import SYSTEMS, TEACHER
+from ..distill.systems import SYSTEMS
 from ..distill.work import Work
 from ..engine.sampler import SamplingParams
 from .harness import Rows, Unavailable, add_options
@@ -32,7 +32,9 @@ from .samples import CORPUS, Pieces, codes, model, sampled
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_work_options(parser)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3], help="of samples; none: no samples")
+    parser.add_argument("--systems", choices=list(SYSTEMS), nargs="+", default=list(SYSTEMS))
+    parser.add_argument("--suffix", default="", help="of the systems' names, to tell one work from another")
     parser.add_argument("--windows", type=int, default=4, help="of each held-out song")
     parser.add_argument("--audio", type=Path, help="write MP3 files for the report there")
     parser.add_argument("--clip-seconds", type=float, default=5.0, help="their length")
@@ -41,10 +43,14 @@ def main(arguments: list[str] | None = None) -> int:
     work = opened(options)
     rows = Rows("systems", options)
     for level in work.levels:
-        for name in SYSTEMS:
+        for name in options.systems:
             if work.is_done(name, level):
-                rows.add(f"{name} level {level}", lambda n=name, k=level: measured(work, n, k, options.windows), _bits)
-    trained = [name for name in SYSTEMS if work.is_done(name, work.levels[0])]
+                rows.add(
+                    f"{name}{options.suffix} level {level}",
+                    lambda n=name, k=level: measured(work, n, k, options.windows) | {"system": n + options.suffix},
+                    _bits,
+                )
+    trained = [name for name in options.systems if work.is_done(name, work.levels[0])]
     if options.audio:
         for name in trained:
             rows.add(f"{name} audio", lambda n=name: audio(work, n, options), str)
@@ -61,8 +67,10 @@ def main(arguments: list[str] | None = None) -> int:
     for seed in options.seeds:
         for name in (*CORPUS, *trained):
             rows.add(
-                f"{name} samples seed {seed}",
-                lambda n=name, s=seed: listened(work, n, s, pieces, distance, options.classifier),
+                f"{name}{options.suffix} samples seed {seed}",
+                lambda n=name, s=seed: (
+                    listened(work, n, s, pieces, distance, options.classifier) | {"system": n + options.suffix}
+                ),
                 lambda figures: f"Frechet distance {figures['frechet']:.2f}",
             )
     return rows.status
@@ -93,7 +101,7 @@ def measured(work: Work, name: str, level: int, windows: int) -> dict[str, Any]:
 
 
 def _bits(figures: dict[str, Any]) -> str:
-    kl = f", KL {figures['kl']:.3f} bits" if figures["system"] != TEACHER else ""
+    kl = f", KL {figures['kl']:.3f} bits" if "kl" in figures else ""
     return f"{figures['bits']:.3f} bits per code{kl}"
 
 

@@ -158,24 +158,41 @@ def scaling(records: list[Record]) -> Table:
 
 
 def _by_system(records: list[Record]) -> list[tuple[str, list[Record]]]:
-    named = {name: [r for r in records if r.get("system") == name] for name in ("corpus", *SYSTEMS)}
+    known = ("corpus", "codes", *SYSTEMS)
+    others = sorted({r["system"] for r in records if r.get("system") and r["system"] not in known})
+    named = {name: [r for r in records if r.get("system") == name] for name in (*known, *others)}
     return [(name, found) for name, found in named.items() if found]
 
 
 def systems(records: list[Record]) -> Table:
-    measured = [r for r in records if "level" in r]
+    measured = [r for r in records if "bits" in r]
     levels = sorted({r["level"] for r in measured}, reverse=True)
+    words = {"corpus": "held-out songs", "codes": "held-out songs, as codes"}
     rows = []
     for name, found in _by_system(records):
-        of = {r["level"]: r for r in found if "level" in r}
-        cells = [f"{sum(r['parameters'] for r in of.values()) / 1e6:.1f}" if of else NONE]
-        for key in ("bits", "kl", "top_1", "acceptance"):
+        of = {r["level"]: r for r in found if "bits" in r}
+        cells = [words.get(name, name), f"{sum(r['parameters'] for r in of.values()) / 1e6:.1f}" if of else NONE]
+        for key, form in (("steps", "d"), ("bits", ".2f"), ("kl", ".2f"), ("acceptance", ".2f")):
             values = [of.get(level, {}).get(key) for level in levels]
-            told = " / ".join(NONE if value is None else f"{value:.3f}" for value in values)
+            told = " / ".join(NONE if value is None else format(value, form) for value in values)
             cells.append(told if any(value is not None for value in values) else NONE)
-        rows.append((name, *cells, over_seeds([r["frechet"] for r in found if "frechet" in r], ".2f")))
-    header = ("million parameters", "bits per code", "KL to the teacher", "top-1", "acceptance", "Fréchet distance")
-    counted = f"levels {' / '.join(map(str, levels))}, held-out songs; samples by several seeds as mean ± deviation"
+        cells.append(over_seeds([r["frechet"] for r in found if "frechet" in r], ".1f"))
+        moods = [r["valence"] for r in found if "valence" in r]
+        cells.append(" / ".join(over_seeds([mood[c] for mood in moods], ".2f") for c in CLASSES) if moods else NONE)
+        rows.append(cells)
+    header = (
+        "M parameters",
+        "steps",
+        "bits per code",
+        "KL to the teacher",
+        "acceptance",
+        "Fréchet",
+        " / ".join(CLASSES),
+    )
+    counted = (
+        f"levels {' / '.join(map(str, levels))}; bits, KL and acceptance on held-out songs; Fréchet distance and mood "
+        "of samples, mean ± deviation over seeds"
+    )
     return table_of("systems", "The seven systems", ("system", *header), rows, f"`python bench systems`: {counted}")
 
 

@@ -166,19 +166,28 @@ def test_systems_in_the_papers_order_with_spread_over_seeds(tmp_path):
     records = []
     for name in reversed(SYSTEMS):
         for level, bits in ((0, 3.0), (2, 4.5)):
-            fields = {"row": f"{name} level {level}", "system": name, "level": level, "parameters": 1_500_000}
+            fields = {
+                "row": f"{name} level {level}",
+                "system": name,
+                "level": level,
+                "parameters": 1_500_000,
+                "steps": 100,
+            }
             agreement = {} if name == "teacher-72" else {"kl": 0.25, "top_1": 0.5, "acceptance": 0.75}
             records.append(at(1, bench="systems", bits=bits, **fields, **agreement))
         for seed, distance in ((1, 2.0), (2, 4.0)):
             row = f"{name} samples seed {seed}"
             records.append(at(1, bench="systems", row=row, system=name, seed=seed, frechet=distance))
     records.append(at(1, bench="systems", row="corpus samples seed 1", system="corpus", seed=1, frechet=0.5))
+    other = {"row": "a control level 2", "system": "a control", "level": 2, "parameters": 2_000_000, "bits": 5.0}
+    records.append(at(1, bench="systems", valence={"AP": 0.4, "DP": 0.3, "AU": 0.2, "DU": 0.1}, **other))
     write(tmp_path / "systems.jsonl", records)
     table = tables(tmp_path)["systems"]
-    assert [row[0] for row in table.rows] == ["corpus", *SYSTEMS]
-    assert table.rows[0] == ("corpus", "–", "–", "–", "–", "–", "0.50")
-    assert table.rows[1] == ("teacher-72", "3.0", "4.500 / 3.000", "–", "–", "–", "3.00 ± 1.41")
-    assert table.rows[2][3:6] == ("0.250 / 0.250", "0.500 / 0.500", "0.750 / 0.750")
+    assert [row[0] for row in table.rows] == ["held-out songs", *SYSTEMS, "a control"]
+    assert table.rows[0] == ("held-out songs", "–", "–", "–", "–", "–", "0.5", "–")
+    assert table.rows[1] == ("teacher-72", "3.0", "100 / 100", "4.50 / 3.00", "–", "–", "3.0 ± 1.4", "–")
+    assert table.rows[2][4:6] == ("0.25 / 0.25", "0.75 / 0.75")
+    assert table.rows[-1][2:4] == ("–", "5.00 / –") and table.rows[-1][-1] == "0.40 / 0.30 / 0.20 / 0.10"
 
 
 def test_table2_beside_the_papers(tmp_path):

@@ -129,7 +129,7 @@ PRESETS: dict[str, Preset] = {
         # Students start from the teacher's layers, which are trained already.
         distillation=Distillation(copy_layers=True),
         # Made for two CPU cores: a step at 18 layers costs a quarter of one at 72. Some 4 million codes at each level
-        # at 18 layers, then 0.6 to 1.2 million at 72, and 0.8 to 1.2 million for a student; 2.2 million for a plain one.
+        # at 18 layers, 0.6 to 1.2 million at 72, and 0.8 to 1.2 million for a student; 2.2 million for plain ones.
         epochs=(
             Epochs(teacher=0.015, layers=0.005, prediction=0.017, shallow=0.09),
             Epochs(teacher=0.13, layers=0.026, prediction=0.104, shallow=0.48),

@@ -34,6 +34,9 @@ class Epochs:
     shallow: float = 0.0
     # Of a student without a teacher; None: as many as the others get in both stages, to be compared at equal steps.
     plain: float | None = None
+    # Factors of the learning rates for networks that start from trained layers: teachers that grew, students of copies.
+    grown_rate: float = 0.5
+    copied_rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,13 @@ class Preset:
     def shallow_steps(self, level: int, epoch_steps: int) -> int:
         """Batches of the network that the teacher grows from; 0 if it grows from none."""
         return round(self.epochs[level].shallow * epoch_steps)
+
+    def rate(self, system: System, level: int) -> float:
+        """The factor of a system's learning rates: less for what is trained already."""
+        epochs = self.epochs[level]
+        if system.name == TEACHER:
+            return epochs.grown_rate if epochs.shallow else 1.0
+        return epochs.copied_rate if system.teacher and self.distillation.copy_layers else 1.0
 
     def steps(self, system: System, level: int, epoch_steps: int) -> int:
         """Batches that a system is trained for, beside those of `shallow_steps`."""
@@ -129,9 +139,9 @@ PRESETS: dict[str, Preset] = {
         # Students start from the teacher's layers, which are trained already.
         distillation=Distillation(copy_layers=True),
         # Made for two CPU cores: a step at 18 layers costs a quarter of one at 72. Some 4 million codes at each level
-        # at 18 layers, 0.6 to 1.2 million at 72, and 0.8 to 1.2 million for a student; 2.2 million for plain ones.
+        # at 18 layers, 0.4 to 1.2 million at 72, and 0.8 to 1.2 million for a student; 2.2 million for plain ones.
         epochs=(
-            Epochs(teacher=0.015, layers=0.005, prediction=0.017, shallow=0.09),
+            Epochs(teacher=0.01, layers=0.005, prediction=0.017, shallow=0.09, grown_rate=0.15, copied_rate=0.3),
             Epochs(teacher=0.13, layers=0.026, prediction=0.104, shallow=0.48),
             Epochs(teacher=0.52, layers=0.1, prediction=0.42, shallow=1.9, plain=0.93),
         ),

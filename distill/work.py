@@ -153,8 +153,7 @@ class Work:
         shallow = self._train_shallow(level, windows) if name == TEACHER else None
         torch.manual_seed(self.seed)
         objective = self._objective(recipe, level, shallow)
-        # More layers at the same rate would move what the network computes further, and it is trained already.
-        settings = preset.prior.slower((preset.shallow_depth / objective.prior.config.depth) ** 0.5 if shallow else 1.0)
+        settings = preset.prior.slower(preset.rate(recipe, level))
         progress, figures = train_prior(folder, objective, windows, steps, settings, self.processes)
         epochs = progress.step / epoch
         return self._finish(folder, {**figures, "epochs": epochs, "depth": objective.prior.config.depth})

@@ -32,7 +32,7 @@ class Pieces:
 
     samples: int = 34
     audio_seconds: float = 5.0
-    top_p: tuple[float, ...] = (0.9, 0.9, 1.0)
+    top_p: tuple[float, ...] = (0.9, 0.8, 0.98)
 
     def params(self, seed: int) -> SamplingParams:
         return SamplingParams(seconds=self.audio_seconds, seed=seed, num_samples=self.samples, top_p=self.top_p)

@@ -28,23 +28,27 @@ CODES = "codes.safetensors"
 
 @dataclass(frozen=True)
 class Pieces:
-    """`samples` pieces of `audio_seconds` for a seed; `top_p` per level, the finest first."""
+    """`samples` pieces of `audio_seconds` for a seed; `top_p` per level, the finest first. `level` is the one that is
+    decoded: at the top, pieces are quick and tell of the top priors alone."""
 
     samples: int = 34
     audio_seconds: float = 5.0
     top_p: tuple[float, ...] = (0.9, 0.8, 0.98)
+    level: int = 0
 
     def params(self, seed: int) -> SamplingParams:
-        return SamplingParams(seconds=self.audio_seconds, seed=seed, num_samples=self.samples, top_p=self.top_p)
+        return SamplingParams(
+            seconds=self.audio_seconds, seed=seed, num_samples=self.samples, top_p=self.top_p, level=self.level
+        )
 
 
-def folder(work: Work, system: str, seed: int) -> Path:
-    return work.folder / "samples" / system / f"seed-{seed}"
+def folder(work: Work, system: str, seed: int, pieces: Pieces) -> Path:
+    return work.folder / "samples" / f"level-{pieces.level}" / system / f"seed-{seed}"
 
 
 def sampled(work: Work, system: str, seed: int, pieces: Pieces) -> list[Path]:
     """The pieces of a system, or of the corpus, as files; made unless they are there."""
-    target = folder(work, system, seed)
+    target = folder(work, system, seed, pieces)
     files = [target / f"piece-{number}.wav" for number in range(pieces.samples)]
     if all(path.exists() for path in files):
         return files
@@ -63,9 +67,27 @@ def sampled(work: Work, system: str, seed: int, pieces: Pieces) -> list[Path]:
     return files
 
 
-def codes(work: Work, system: str, seed: int) -> list[Tensor]:
+def codes(work: Work, system: str, seed: int, pieces: Pieces) -> list[Tensor]:
     """The codes of a system's pieces, per level [pieces, n]."""
-    return load_codes(folder(work, system, seed) / CODES)
+    return load_codes(folder(work, system, seed, pieces) / CODES)
+
+
+def reference(work: Work, pieces: Pieces, songs: int = 60) -> list[Path]:
+    """Training songs as they are, or decoded from their codes where an upper level is."""
+    store = work.codes()
+    chosen = [index for index, song in enumerate(store.songs) if song.split == "train"][:songs]
+    if not pieces.level:
+        return [work.corpus / store.songs[index].path for index in chosen]
+    target = work.folder / "samples" / f"level-{pieces.level}" / "reference"
+    vqvae = work.vqvae([pieces.level])
+    files = [target / f"{index}.wav" for index in chosen]
+    for index, path in zip(chosen, files, strict=True):
+        if not path.exists():
+            target.mkdir(parents=True, exist_ok=True)
+            found = torch.from_numpy(store.codes(index, pieces.level).astype("int64"))[None]
+            with torch.inference_mode():
+                write_audio(path, vqvae.decode(found.to(work.device), pieces.level).cpu(), vqvae.config.sample_rate)
+    return files
 
 
 def model(work: Work, system: str) -> Jukebox:
@@ -84,7 +106,7 @@ def _cut(work: Work, name: str, seed: int, pieces: Pieces, target: Path) -> None
     random = np.random.default_rng(seed)
     store = work.codes()
     songs = [song for song in store.songs if song.split == "held_out"]
-    vqvae = work.vqvae([0])
+    vqvae = work.vqvae([pieces.level])
     count = round(pieces.audio_seconds * vqvae.config.sample_rate)
     for number in range(pieces.samples):
         song = songs[int(random.integers(len(songs)))]
@@ -93,6 +115,7 @@ def _cut(work: Work, name: str, seed: int, pieces: Pieces, target: Path) -> None
         piece = audio[:, start : start + count]
         if name == "codes":
             with torch.inference_mode():
-                length = piece.shape[1] // 8 * 8
-                piece = vqvae.decode(vqvae.encode(piece[:, :length].to(work.device), 0), 0).cpu()
+                unit = vqvae.config.samples_per_code(pieces.level)
+                whole = piece[:, : piece.shape[1] // unit * unit].to(work.device)
+                piece = vqvae.decode(vqvae.encode(whole, pieces.level), pieces.level).cpu()
         write_audio(target / f"piece-{number}.wav", piece, vqvae.config.sample_rate)

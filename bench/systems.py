@@ -27,6 +27,7 @@ from ..distill.work import Work
 from ..engine.sampler import SamplingParams
 from .harness import Rows, Unavailable, add_options
 from .samples import CORPUS, Pieces, codes, model, sampled
+from .samples import reference as training_songs
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3], help="of samples; none: no samples")
     parser.add_argument("--systems", choices=list(SYSTEMS), nargs="+", default=list(SYSTEMS))
     parser.add_argument("--suffix", default="", help="of the systems' names, to tell one work from another")
-    parser.add_argument("--windows", type=int, default=4, help="of each held-out song")
+    parser.add_argument("--windows", type=int, default=4, help="of each held-out song; 0: only samples")
     parser.add_argument("--audio", type=Path, help="write MP3 files for the report there")
     parser.add_argument("--clip-seconds", type=float, default=5.0, help="their length")
     add_options(parser)
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = Rows("systems", options)
     for level in work.levels:
         for name in options.systems:
-            if work.is_done(name, level):
+            if options.windows and work.is_done(name, level):
                 rows.add(
                     f"{name}{options.suffix} level {level}",
                     lambda n=name, k=level: measured(work, n, k, options.windows) | {"system": n + options.suffix},
@@ -53,19 +54,20 @@ def main(arguments: list[str] | None = None) -> int:
     trained = [name for name in options.systems if work.is_done(name, work.levels[0])]
     if options.audio:
         for name in trained:
-            rows.add(f"{name} audio", lambda n=name: audio(work, n, options), str)
+            rows.add(f"{name} audio", lambda n=name: audio(work, n, options), lambda figures: "written")
     pieces = pieces_of(options)
     reference: list[Any] = []
 
     def distance(files: Sequence[Path]) -> float:
         if not reference:
-            songs = [work.corpus / song.path for song in work.codes().songs if song.split == "train"]
+            songs = training_songs(work, pieces)
             reference.append(frechet.statistics(frechet.embed_files(songs, frechet.EmbeddingConfig())))
         own = frechet.statistics(frechet.embed_files(files, frechet.EmbeddingConfig()))
         return frechet.gaussian_distance(own, reference[0])
 
     for seed in options.seeds:
-        for name in (*CORPUS, *trained):
+        # What an upper level's codes sound like is not to be compared with the songs themselves.
+        for name in (*(CORPUS[1:] if pieces.level else CORPUS), *trained):
             rows.add(
                 f"{name}{options.suffix} samples seed {seed}",
                 lambda n=name, s=seed: (
@@ -84,6 +86,7 @@ def add_work_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=defaults.samples, help="pieces for a seed")
     parser.add_argument("--audio-seconds", type=float, default=defaults.audio_seconds)
     parser.add_argument("--top-p", type=float, nargs="+", default=defaults.top_p, help="per level, the finest first")
+    parser.add_argument("--level", type=int, default=defaults.level, help="that is decoded; the top one is quick")
     parser.add_argument("--classifier", type=Path, help="folder that `fastjukebox-train valence-train` wrote")
 
 
@@ -92,7 +95,7 @@ def opened(options: argparse.Namespace) -> Work:
 
 
 def pieces_of(options: argparse.Namespace) -> Pieces:
-    return Pieces(options.samples, options.audio_seconds, tuple(options.top_p))
+    return Pieces(options.samples, options.audio_seconds, tuple(options.top_p), options.level)
 
 
 def measured(work: Work, name: str, level: int, windows: int) -> dict[str, Any]:
@@ -116,11 +119,12 @@ def listened(
         "samples": pieces.samples,
         "audio_seconds": pieces.audio_seconds,
         "top_p": pieces.top_p,
+        "decoded_level": pieces.level,
         "frechet": distance(files),
     }
     if name not in CORPUS:
         top = work.levels[0]
-        figures |= evaluation.code_usage(codes(work, name, seed)[top], work.preset.config.vqvae.codebook_size)
+        figures |= evaluation.code_usage(codes(work, name, seed, pieces)[top], work.preset.config.vqvae.codebook_size)
         figures["levels"] = [level for level in work.levels if work.is_done(name, level)]
     if classifier:
         from ..distill import valence

@@ -53,9 +53,19 @@ def test_figures_of_samples(work):
     assert found["frechet"] == 2 and found["levels"] == [2, 1, 0]
     size = work.preset.config.vqvae.codebook_size
     assert 1 <= found["perplexity"] <= found["codes_used"] <= size
-    codes = samples.codes(work, "student-18", 1)
+    codes = samples.codes(work, "student-18", 1, PIECES)
     assert [part.shape[0] for part in codes] == [2, 2, 2]
     assert "levels" not in systems.listened(work, "corpus", 1, PIECES, lambda files: 0.0, None)
+
+
+def test_pieces_of_the_top_level_are_decoded_alone(work):
+    top = Pieces(2, 0.5, level=2)
+    for name in ("codes", "student-18"):
+        for path in samples.sampled(work, name, 1, top):
+            assert abs(soundfile.info(path).duration - 0.5) < 128 / 44100
+    assert not samples.codes(work, "student-18", 1, top)[0].numel()
+    songs = samples.reference(work, top)
+    assert len(songs) == 2 and all(0.9 < soundfile.info(path).duration <= 1.0 for path in songs)
 
 
 def test_rows_of_the_script(work, tmp_path, capsys):

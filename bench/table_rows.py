@@ -167,7 +167,7 @@ def _by_system(records: list[Record]) -> list[tuple[str, list[Record]]]:
 def systems(records: list[Record]) -> Table:
     measured = [r for r in records if "bits" in r]
     levels = sorted({r["level"] for r in measured}, reverse=True)
-    words = {"corpus": "held-out songs", "codes": "held-out songs, as codes"}
+    words = {"corpus": "held-out songs", "codes": "held-out songs, from their codes"}
     rows = []
     for name, found in _by_system(records):
         of = {r["level"]: r for r in found if "bits" in r}

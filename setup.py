@@ -45,7 +45,7 @@ setup(
         Extension(
             "fastjukebox.kernels._decode",
             ["kernels/csrc/decode.cpp"],
-            depends=[f"kernels/csrc/{name}" for name in ("decode.h", "threads.h", "simd.inc", "ops.inc", "step.inc")],
+            depends=sorted(str(path) for path in Path("kernels/csrc").glob("*.[hi]*")),
             language="c++",
             extra_compile_args=["-std=c++17", "-O3", "-Wno-psabi", "-Wno-maybe-uninitialized"],
             extra_link_args=["-pthread"],

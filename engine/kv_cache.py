@@ -25,8 +25,8 @@ class LayerCache:
         self, pattern: Pattern, config: PriorConfig, batch: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.pattern, self.row_len, self.num_rows = pattern, config.row_len, config.num_rows
-        slots = {Pattern.ROW: self.row_len, Pattern.PREVIOUS_ROW: 2 * self.row_len}.get(pattern, config.context_len)
-        self._bind(torch.zeros(2, batch, config.heads, slots, config.head_dim, device=device, dtype=dtype))
+        size = (2, batch, config.heads, num_slots(pattern, config), config.head_dim)
+        self._bind(torch.zeros(size, device=device, dtype=dtype))
 
     def _bind(self, kv: Tensor) -> None:
         self.kv = kv
@@ -79,6 +79,11 @@ class LayerCache:
         """Where positions start ... stop - 1 are kept."""
         positions = torch.arange(start, stop, device=self.kv.device)
         return slot(self.pattern, positions, self.row_len, self.num_rows)
+
+
+def num_slots(pattern: Pattern, config: PriorConfig) -> int:
+    """Positions that a layer with `pattern` keeps."""
+    return {Pattern.ROW: config.row_len, Pattern.PREVIOUS_ROW: 2 * config.row_len}.get(pattern, config.context_len)
 
 
 def slot(pattern: Pattern, pos: Positions, row_len: int, num_rows: int) -> Positions:

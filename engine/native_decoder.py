@@ -2,51 +2,68 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections import deque
 
 import torch
 
 from ..kernels import native
 from .decoder import WindowTask
-from .kv_cache import KVCache
+from .kv_cache import num_slots
 from .prior import Prior
 
 
 class TeamSize:
     """How many threads decode: all that PyTorch may use, or one.
 
-    The threads meet hundreds of times in a step. Where other work has one of the cores, the scheduler may put two of
-    them on the same core, where each meeting waits for a time slice: then one thread is faster by far. So both are
-    tried, again from time to time; the codes do not depend on it.
+    The threads meet dozens of times in a step. Where other work has one of the cores, the scheduler may put two of them
+    on the same core, where each meeting waits for a time slice: then one thread is faster by far. So both are tried,
+    again from time to time; the codes do not depend on it. A single call tells little on a busy machine: what counts is
+    the median of the last three.
     """
 
-    TRIAL_SECONDS = 0.004
-    FIRST_CHECK, LAST_CHECK = 1.0, 16.0
+    # What trials lose may be this part of the time between them. They are long enough for a second core to wake up,
+    # which takes milliseconds in a virtual machine.
+    TRIAL_SECONDS, TRIAL_CALLS, LOSS = 0.03, 3, 0.02
+    SHORTEST_PAUSE = 0.05
 
     def __init__(self, most: int) -> None:
         self.counts = sorted({1, most})
-        # Seconds per step by number of threads, as last measured.
-        self.cost: dict[int, float] = {}
-        self.interval, self.checked = self.FIRST_CHECK, time.monotonic()
+        # Seconds per step of each count's last calls.
+        self.recent: dict[int, deque[float]] = {}
+        self.trial, self.calls_left, self.lost, self.next_trial = 0, 0, 0.0, 0.0
+
+    def cost(self, count: int) -> float:
+        """Seconds per step as far as is known."""
+        return statistics.median(self.recent[count])
 
     @property
     def best(self) -> int:
         """The faster count as far as is known."""
-        return min(self.cost, key=lambda count: self.cost[count]) if self.cost else self.counts[-1]
+        return min(self.recent, key=self.cost) if self.recent else self.counts[-1]
 
     def next_call(self, seconds: float) -> tuple[int, int]:
         """Threads and steps of the next call, which is to last about `seconds`, or far less if it is a trial."""
-        untried = [count for count in self.counts if count not in self.cost]
-        if not self.cost:
-            return untried[0], 1
-        if not untried and len(self.counts) > 1 and time.monotonic() - self.checked > self.interval:
-            self.checked, self.interval = time.monotonic(), min(2 * self.interval, self.LAST_CHECK)
-            untried = [count for count in self.counts if count != self.best]
-        count = untried[0] if untried else self.best
-        return count, max(1, int((self.TRIAL_SECONDS if untried else seconds) / self.cost[self.best]))
+        if not self.recent:
+            return self.counts[0], 1
+        best = self.best
+        if not self.calls_left and len(self.counts) > 1 and time.monotonic() >= self.next_trial:
+            self.trial = next(count for count in self.counts if count != best)
+            self.calls_left, self.lost = self.TRIAL_CALLS, 0.0
+        if self.calls_left:
+            other = next(count for count in self.counts if count != self.trial)
+            return self.trial, max(1, int(self.TRIAL_SECONDS / self.TRIAL_CALLS / self.cost(other)))
+        return best, max(1, int(seconds / self.cost(best)))
 
-    def measured(self, threads: int, seconds_per_step: float) -> None:
-        self.cost[threads] = seconds_per_step
+    def measured(self, threads: int, steps: int, seconds: float) -> None:
+        """What a call has taken."""
+        if self.calls_left:
+            other = next(count for count in self.counts if count != threads)
+            self.lost += seconds - steps * self.cost(other)
+            self.calls_left -= 1
+            self.next_trial = time.monotonic() + max(self.SHORTEST_PAUSE, self.lost / self.LOSS)
+        self.recent.setdefault(threads, deque(maxlen=3)).append(seconds / steps)
 
 
 class NativeDecoder:
@@ -63,14 +80,17 @@ class NativeDecoder:
             raise ValueError(f"the native decoder takes FP32 priors on the CPU, not {prior.dtype} on {prior.device}")
         config = prior.config
         self.prior = prior
-        self.cache = KVCache(config, batch, prior.device, torch.float32)
+        self.cache = [
+            native.LayerCache(batch, config.heads, num_slots(pattern, config), config.head_dim)
+            for pattern in config.layer_patterns
+        ]
         self.team = TeamSize(torch.get_num_threads())
         weights = native.PackedWeights(int8)
         self.model = native.NativeModel(
             weights,
             [
-                native.pack_layer(weights, dict(layer.named_parameters()), cache.keys, cache.values, cache.pattern)
-                for layer, cache in zip(prior.layers, self.cache.layers, strict=True)
+                native.pack_layer(weights, dict(layer.named_parameters()), cache, pattern)
+                for layer, cache, pattern in zip(prior.layers, self.cache, config.layer_patterns, strict=True)
             ],
             weights.matrix(prior.token_embedding.T),
             prior.token_embedding,
@@ -126,5 +146,5 @@ class NativeDecoder:
                 top_p=task.sampling.top_p,
                 threads=threads,
             )
-            self.team.measured(threads, (time.perf_counter() - begun) / steps)
+            self.team.measured(threads, steps, time.perf_counter() - begun)
             start += steps

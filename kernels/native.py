@@ -1,7 +1,7 @@
 """The native decoder for CPUs: weights packed for `csrc/decode.cpp`, and the call into it.
 
 A step streams every weight once, so the arena holds them in the order a step reads them: each matrix [in, out] as
-panels of 32 output columns, [out / 32][in][32], zero-padded. A matrix is stored as int8 with one FP32 scale per output
+panels of 16 output columns, [out / 16][in][16], zero-padded. A matrix is stored as int8 with one FP32 scale per output
 column if that was asked for; otherwise as FP16 if it holds nothing but FP16 values, as those of released checkpoints
 do: half the bytes, and the same result to the bit, since all arithmetic is FP32; otherwise as FP32.
 """
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from .packing import quantize_int8
 
-PANEL = 32
+PANEL = 16
+KEY_BLOCK = 16
 STORED = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 PATTERNS = {"row": 0, "column": 1, "previous_row": 2, "dense": 3}
@@ -323,22 +324,39 @@ def _task(
     )
 
 
-def pack_layer(
-    weights: PackedWeights,
-    tensors: dict[str, Tensor],
-    keys: Tensor,
-    values: Tensor,
-    pattern: str,
-) -> _Layer:
-    """One layer from its tensors, named as in engine.transformer.TransformerLayer, and its cache [B, H, slots, D]."""
+class LayerCache:
+    """Keys [B, H, blocks, D, 16] and values [B, H, slots, D] of a layer, FP32.
+
+    Keys lie in blocks of 16 slots, the same value of 16 keys side by side, so that a vector holds 16 keys' scores.
+    """
+
+    def __init__(self, batch: int, heads: int, slots: int, head_dim: int) -> None:
+        self.slots = slots
+        self.keys = torch.zeros(batch, heads, -(-slots // KEY_BLOCK), head_dim, KEY_BLOCK)
+        self.values = torch.zeros(batch, heads, slots, head_dim)
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+
+def pack_layer(weights: PackedWeights, tensors: dict[str, Tensor], cache: LayerCache, pattern: str) -> _Layer:
+    """One layer from its tensors, named as in engine.transformer.TransformerLayer; the caller keeps the cache."""
+    heads, head_dim = cache.keys.shape[1], cache.keys.shape[3]
+
+    def by_head(qkv: Tensor) -> Tensor:
+        """[..., 3 H D] -> [..., H 3 D]: what belongs to a head lies together."""
+        return qkv.unflatten(-1, (3, heads, head_dim)).transpose(-3, -2).flatten(-3)
+
+    tensors = tensors | {name: by_head(tensors[name]) for name in ("qkv.weight", "qkv.bias")}
     return _Layer(
         **{f"ln_{i}_{part}": weights.pointer(tensors[f"ln_{i}.{part}"]) for i in (0, 1) for part in ("weight", "bias")},
         **{
             name: weights.matrix(tensors[f"{name}.weight"], tensors[f"{name}.bias"])
             for name in ("qkv", "proj", "up", "down")
         },
-        keys=keys.data_ptr(),
-        values=values.data_ptr(),
+        keys=cache.keys.data_ptr(),
+        values=cache.values.data_ptr(),
         pattern=PATTERNS[pattern],
-        slots=keys.shape[2],
+        slots=cache.slots,
     )

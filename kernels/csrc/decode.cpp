@@ -1,8 +1,9 @@
 // Decodes many positions of a window in one call: embedding, all layers, head and sampling, on a team of threads; and takes
 // in a window's prompt, many positions at a time.
 //
-// The weights of a step are read once, each thread its own contiguous panels, and threads meet four times a layer. All
-// sums run in an order that depends on neither batch nor threads, so one seed gives one result on one instruction set.
+// The weights of a step are read once, each thread its own contiguous panels, and threads meet as few times a layer as the
+// division of its work allows. All sums run in an order that depends on neither batch nor threads, so one seed gives one
+// result on one instruction set.
 
 #include "decode.h"
 
@@ -25,6 +26,8 @@ namespace portable {
 constexpr int TILE = 2;
 #include "simd.inc"
 #include "ops.inc"
+#include "team.inc"
+#include "layer.inc"
 #include "step.inc"
 }  // namespace portable
 
@@ -41,6 +44,8 @@ constexpr int TILE = 3;
 #define ISA 1
 #include "simd.inc"
 #include "ops.inc"
+#include "team.inc"
+#include "layer.inc"
 #include "step.inc"
 }  // namespace avx2
 #pragma GCC pop_options
@@ -54,6 +59,8 @@ constexpr int TILE = 8;
 #define ISA 2
 #include "simd.inc"
 #include "ops.inc"
+#include "team.inc"
+#include "layer.inc"
 #include "step.inc"
 }  // namespace avx512
 #pragma GCC pop_options

@@ -9,7 +9,7 @@ extern "C" {
 #endif
 
 // y = x W + bias. W [in, out] is stored in panels of PANEL output columns: [out / PANEL][in][PANEL], zero-padded.
-enum { PANEL = 32 };
+enum { PANEL = 16 };
 
 enum Stored { FP32 = 0, FP16 = 1, INT8 = 2 };
 
@@ -24,8 +24,9 @@ enum Pattern { ROW = 0, COLUMN = 1, PREVIOUS_ROW = 2, DENSE = 3 };
 
 typedef struct {
   const float *ln_0_weight, *ln_0_bias, *ln_1_weight, *ln_1_bias;  // [width]
-  Matrix qkv, proj, up, down;
-  float *keys, *values;  // [lanes, heads, slots, head_dim]
+  Matrix qkv, proj, up, down;  // qkv head by head: a head's query, keys, values, then the next head's
+  float *keys;    // [lanes, heads, slots in blocks of 16, head_dim, 16]: the same value of 16 keys side by side
+  float *values;  // [lanes, heads, slots, head_dim]
   int32_t pattern, slots;
 } Layer;
 

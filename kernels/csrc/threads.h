@@ -56,6 +56,7 @@ void run_team(int threads, Work work) {
 // The part [first, last) of `count` that thread `id` takes.
 struct Share {
   int first, last;
+  Share(int first, int last) : first(first), last(last) {}
   Share(int count, int id, int threads)
       : first(int(int64_t(count) * id / threads)), last(int(int64_t(count) * (id + 1) / threads)) {}
 };

@@ -35,7 +35,7 @@ class RandomModel {
       layer.slots = layer.pattern == ROW ? sizes.row_len : layer.pattern == PREVIOUS_ROW ? 2 * sizes.row_len : context_len;
       // NaN: what is read before it was written shows.
       for (auto **cache : {&layer.keys, &layer.values}) {
-        caches_.emplace_back(size_t(batch) * layer.slots * sizes.attn_width, NAN);
+        caches_.emplace_back(size_t(batch) * ((layer.slots + 15) / 16 * 16) * sizes.attn_width, NAN);
         *cache = caches_.back().data();
       }
       layers_.push_back(layer);
@@ -155,6 +155,9 @@ int main() {
       {4, 32, 16, 1, 32, 64, 4, 8, FP32, false},
       {5, 37, 15, 3, 41, 77, 6, 7, FP16, true},
       {4, 33, 10, 2, 70, 33, 4, 17, INT8, false},
+      // Heads of whole panels, rows long enough to share: threads divide heads, and rows of a prompt.
+      {4, 48, 64, 2, 64, 50, 4, 33, FP16, true},
+      {4, 40, 64, 4, 64, 50, 3, 40, INT8, false},
   };
   const struct {
     int top_k;

@@ -85,6 +85,8 @@ class NativeDecoder:
             for pattern in config.layer_patterns
         ]
         self.team = TeamSize(torch.get_num_threads())
+        # Of a prompt, as many as a call takes in.
+        self.prompt_positions = config.row_len
         weights = native.PackedWeights(int8)
         self.model = native.NativeModel(
             weights,
@@ -107,10 +109,9 @@ class NativeDecoder:
         self.task = task
         native.rest_pytorch_threads()
         # A first call tells how long a row of the window takes.
-        row_len = self.prior.config.row_len
-        start, positions = 0, row_len
+        row_len, start = self.prior.config.row_len, 0
         while start < task.prompt_len:
-            stop = min(start + positions, task.prompt_len)
+            stop = min(start + self.prompt_positions, task.prompt_len)
             begun = time.perf_counter()
             self.model.prefill(
                 task.codes,
@@ -121,7 +122,7 @@ class NativeDecoder:
                 threads=self.team.best,
             )
             seconds = (time.perf_counter() - begun) / (stop - start)
-            positions = max(1, int(self.SECONDS_PER_CALL / seconds) // row_len) * row_len
+            self.prompt_positions = max(1, int(self.SECONDS_PER_CALL / seconds) // row_len) * row_len
             start = stop
 
     def run(self, start: int, stop: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,9 @@ from .windows import LevelPlan, Window, plan_levels, schedule
 
 # A 16-bit wav of 44.1 kHz holds 13.5 hours.
 MAX_SECONDS = 12 * 3600
+
+# Parameters.
+SMALL_NETWORK = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,7 @@ class Sampling:
         if prior.config.conditioner:
             ratio = prior.config.conditioner.upper_ratio
             upper = self.codes[level + 1][rows, window.start // ratio : window.upper_needed]
-            with torch.inference_mode():
+            with torch.inference_mode(), _threads_for(prior.conditioner):
                 frame_cond = prior.condition(upper.to(device))
         decoder.prefill(
             WindowTask(
@@ -214,6 +218,19 @@ class Sampling:
         self.codes[level][rows, window.first : window.stop] = codes[
             :, window.first - window.start : window.stop - window.start
         ].cpu()
+
+
+@contextlib.contextmanager
+def _threads_for(network: torch.nn.Module | None) -> Iterator[None]:
+    """One thread of PyTorch for a small network: between the decoder's runs, waking others up takes longer than they
+    save."""
+    threads = torch.get_num_threads()
+    if network is not None and sum(tensor.numel() for tensor in network.parameters()) < SMALL_NETWORK:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Meter:

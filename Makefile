@@ -48,7 +48,7 @@ gpu:
 	$(PYTHON) bench gpu
 
 # The systems of the paper at demo size, from nothing; run it again after a stop. The runs stay in runs/demo-stack. Without
-# a GPU as many side by side as there are cores, one thread each; large pages save a tenth of the time there.
+# a GPU as many side by side as there are cores, one thread each, in large pages.
 demo-stack: .venv/dev
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/fastjukebox-train stack --work runs/demo-stack --preset demo \
 		$$(command -v nvidia-smi >/dev/null || echo --threads 1 --jobs $$(nproc))

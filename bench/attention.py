@@ -19,8 +19,9 @@ from torch import Tensor
 from ..engine.config import PriorConfig
 from ..engine.patterns import Pattern, visible
 from ..kernels import reference
+from .bandwidth import Mover, plain
 from .decode import DTYPES
-from .harness import Bandwidth, Rows, add_options, quantiles, recorded, rounds_of
+from .harness import Rows, add_options, quantiles, recorded, rounds_of
 from .stand_in import size
 
 SHAPES = {"upsampler": "upsampler-0-72", "top": "top-72"}
@@ -137,7 +138,7 @@ def prepare(case: Case, config: PriorConfig, device: torch.device, names: Sequen
     return Prepared(calls, errors, count, (11 if case.backward else 4) * qkv[0].numel() * qkv[0].element_size())
 
 
-def measure(case: Case, config: PriorConfig, device: torch.device, bandwidth: Bandwidth, rounds: int) -> dict[str, Any]:
+def measure(case: Case, config: PriorConfig, device: torch.device, bandwidth: Mover, rounds: int) -> dict[str, Any]:
     calls, errors, count, moved = prepare(case, config, device)
     times = rounds_of({**calls, "bandwidth": bandwidth.run}, device, rounds)
     rates = [bandwidth.nbytes / taken / 1e9 for taken in times.pop("bandwidth")]
@@ -177,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_options(parser)
     options = parser.parse_args(arguments)
     rows = Rows("attention", options)
-    bandwidth = Bandwidth(rows.device, 1 << (26 if options.quick else 30))
+    bandwidth = plain(rows.device, 1 << (26 if options.quick else 30))
     dtypes = options.dtype or (("bf16", "fp16") if rows.device.type == "cuda" else ("fp32",))
     found = itertools.product(dtypes, options.shapes, options.patterns)
     for case in (Case(shape, pattern, dtype, back) for dtype, shape, pattern in found for back in (False, True)):

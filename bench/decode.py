@@ -19,7 +19,8 @@ import torch
 from ..engine.config import PriorConfig
 from ..engine.decoder import Decoder, LevelSampling, WindowTask, choose_backend
 from ..engine.graph_decoder import GraphDecoder
-from .harness import Bandwidth, Rows, Unavailable, add_options, quantiles, rounds_of, seconds
+from .bandwidth import Mover, plain
+from .harness import Rows, Unavailable, add_options, quantiles, rounds_of, seconds
 from .stand_in import StandIn, build, release_projections, size
 from .step_bytes import bytes_by_part
 
@@ -133,7 +134,7 @@ class Stepping:
         return (self.first + self.pos) // 2
 
 
-def measure(case: Case, device: torch.device, bandwidth: Bandwidth, rounds: int, aim: float) -> dict[str, Any]:
+def measure(case: Case, device: torch.device, bandwidth: Mover, rounds: int, aim: float) -> dict[str, Any]:
     """Rounds of about `aim` seconds, as far as the window has room for them."""
     stepping = Stepping(case, device, rounds, aim)
     times = rounds_of({"decode": stepping.turn, "bandwidth": bandwidth.run}, device, rounds)
@@ -217,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
         wanted = [c for c in cases(options) if options.depth is None or size(c.size)[0].depth in options.depth]
     except ValueError as error:
         parser.error(str(error))
-    bandwidth = Bandwidth(rows.device, 1 << (28 if options.quick else 30))
+    bandwidth = plain(rows.device, 1 << (28 if options.quick else 30))
     for case in wanted:
         rows.add(case.row, lambda case=case: measure(case, rows.device, bandwidth, rows.rounds, options.aim), say)
     return rows.status

@@ -14,7 +14,6 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import mmap
 import os
 import platform
 import subprocess
@@ -150,30 +149,6 @@ def recorded(run: Callable[[], object], calls: int, device: torch.device) -> Cal
         for _ in range(calls):
             run()
     return graph.replay
-
-
-class Bandwidth:
-    """What plain code reaches: `run` moves `nbytes` through memory that no cache holds.
-
-    On a GPU a copy within the device, bytes read and bytes written counted. On a CPU a read with all threads, of large
-    pages, by the fastest of a few reductions.
-    """
-
-    def __init__(self, device: torch.device, size: int = 1 << 30) -> None:
-        if device.type == "cuda":
-            source = torch.empty(size // 2, dtype=torch.float32, device=device).normal_()
-            target = torch.empty_like(source)
-            self.nbytes, self.run = 2 * source.nbytes, lambda: target.copy_(source)
-            return
-        memory = mmap.mmap(-1, size)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        flat = torch.frombuffer(memory, dtype=torch.float32).fill_(1.0)
-        rows = flat.view(-1, min(1 << 14, len(flat)))
-        ones = torch.ones(rows.shape[1])
-        ways = {"sum": flat.sum, "rows": lambda: rows.sum(dim=1), "matrix": lambda: torch.mv(rows, ones)}
-        times = rounds_of(ways, device, 3)
-        self.nbytes, self.run = flat.nbytes, ways[min(ways, key=lambda name: min(times[name]))]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -66,7 +66,8 @@ def measure(jukebox: Jukebox, songs: list[Tensor], level: int, per_song: int) ->
         upper = jukebox.vqvae.encode(audio, level + 1) if config.conditioner else None
         ratio = config.conditioner.upper_ratio if config.conditioner else 1
         for window in range(per_song):
-            start = int((window + 0.5) / per_song * (codes.shape[1] - config.context_len)) // ratio * ratio
+            room = max(0, codes.shape[1] - config.context_len)
+            start = int((window + 0.5) / per_song * room) // ratio * ratio
             given = codes[:, start : start + config.context_len]
             cond = None
             if upper is not None:

@@ -21,7 +21,8 @@ from torch import Tensor
 from ..engine.config import PriorConfig
 from ..kernels import reference
 from ..kernels.packing import pack_weight
-from .harness import Bandwidth, Rows, Unavailable, add_options, quantiles, recorded, rounds_of
+from .bandwidth import Mover, plain
+from .harness import Rows, Unavailable, add_options, quantiles, recorded, rounds_of
 from .stand_in import size
 
 STORED = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float16}
@@ -172,7 +173,7 @@ def _is_weight(value: object) -> bool:
     return isinstance(value, Tensor) and value.dim() == 2 and value.stride(0) == 1 and value.numel() > 1 << 16
 
 
-def measure(case: Case, names: list[str], device: torch.device, bandwidth: Bandwidth, rounds: int) -> dict[str, Any]:
+def measure(case: Case, names: list[str], device: torch.device, bandwidth: Mover, rounds: int) -> dict[str, Any]:
     calls, errors = {}, {}
     for name in names:
         try:
@@ -215,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     rows = Rows("ops", options)
     stored = options.stored or (("fp16", "int8") if rows.device.type == "cuda" else ("fp32",))
-    bandwidth = Bandwidth(rows.device, 1 << (26 if options.quick else 30))
+    bandwidth = plain(rows.device, 1 << (26 if options.quick else 30))
     for batch, kind, name, op in itertools.product(options.batch, stored, options.sizes, options.ops):
         case, names = Case(op, name, kind, batch), options.implementations
         label = f"{case.row} {'/'.join(names)}"

@@ -12,7 +12,7 @@ import argparse
 import base64
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,9 @@ from markupsafe import Markup, escape
 from ..distill.systems import SYSTEMS
 from . import figures
 from .harness import ROOT, read
-from .tables import BUILD, Table, tables
+from .tables import BUILD, NOT_YET, Table, newest, tables
 
 RESULTS = ROOT / "bench" / "results"
-MISSING = "not yet measured"
 # Name, title and tables of each section, in the order of the page; what tables() has besides comes last.
 SECTIONS = (
     ("speed", "Speed of the students", ("table1",)),
@@ -41,7 +40,7 @@ SECTIONS = (
 )
 # A cell that counts as a number, perhaps with a short unit; columns of numbers are aligned on the right.
 _NUMBER = re.compile(r"[^A-Za-z]*\d[^A-Za-z]*([A-Za-z]{1,2}[^A-Za-z]*)?")
-_ABSENT = {"", "-", "–", "—", MISSING}
+_ABSENT = {"", "-", "–", "—", NOT_YET}
 
 
 @dataclass(frozen=True)
@@ -82,16 +81,12 @@ def _picture(svg: bytes, words: str, caption: str = "") -> Picture:
     return Picture(data_uri(svg, "image/svg+xml"), words, caption)
 
 
-def newest(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last record of each row and device, in the order in which the rows first came."""
-    return list({(record.get("device"), record.get("row")): record for record in records}.values())
-
-
 def _by_device(results: Path, bench: str, *fields: str) -> dict[str, list[dict[str, Any]]]:
     """The newest records of a bench that have these fields, from all files."""
     found: dict[str, list[dict[str, Any]]] = {}
     records = [record for path in sorted(results.glob("*.json*")) for record in read(path)]
-    for record in newest(record for record in records if record.get("bench") == bench):
+    of_bench = (record for record in records if record.get("bench") == bench)
+    for record in newest(of_bench, lambda record: (record.get("device"), record.get("row"))):
         if all(field in record for field in fields):
             found.setdefault(record["device"], []).append(record)
     return found
@@ -203,7 +198,7 @@ def render(found: Mapping[str, Table], results: Path) -> str:
     )
     environment.filters |= {"code": _code, "kinds": _kinds}
     template = environment.get_template("report.html.jinja")
-    return template.render(sections=sections(found, results), devices=devices(results), missing=MISSING)
+    return template.render(sections=sections(found, results), devices=devices(results), missing=NOT_YET)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,15 +16,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ..distill.presets import PRESETS
 from ..engine.config import PriorConfig
+from .bandwidth import Mover, copying, reading
 from .decode import Case, Stepping, add_case_options, cases, step_parts
-from .harness import Bandwidth, Rows, add_options, quantiles, rounds_of
+from .harness import Rows, add_options, quantiles, rounds_of
 from .stand_in import size
 
 PARTS = ("steps", "exchanges", "what-if")
@@ -47,32 +47,6 @@ CARDS = {
 MODELS = {"top": "top", "upsampler": "upsampler-0"}
 
 
-class Mover(NamedTuple):
-    """`run` moves `nbytes`."""
-
-    nbytes: int
-    run: Callable[[], object]
-
-
-def reading(device: torch.device, nbytes: int) -> Bandwidth | Mover:
-    """A plain read with all of the device's threads: on a GPU by the fastest of a few reductions."""
-    if device.type != "cuda":
-        return Bandwidth(device, nbytes)
-    flat = torch.empty(nbytes // 4, device=device).normal_()
-    rows = flat.view(-1, min(1 << 14, len(flat)))
-    ones = torch.ones(rows.shape[1], device=device)
-    ways = {"sum": flat.sum, "rows": lambda: rows.sum(dim=1), "matrix": lambda: torch.mv(rows, ones)}
-    times = rounds_of(ways, device, 3)
-    return Mover(flat.nbytes, ways[min(ways, key=lambda name: min(times[name]))])
-
-
-def copying(device: torch.device, nbytes: int) -> Mover:
-    """A plain copy within the device's memory."""
-    source = torch.ones(nbytes // 8, device=device)
-    target = torch.zeros_like(source)
-    return Mover(2 * source.nbytes, lambda: target.copy_(source))
-
-
 def sizes_of(name: str) -> tuple[PriorConfig, bool]:
     """A size by name (see above) -> its config, and whether it has a frame condition.
 
@@ -91,9 +65,7 @@ def stored(case: Case) -> str:
     return "int8" if case.decoder.endswith("int8") else case.values or case.dtype
 
 
-def measure(
-    case: Case, device: torch.device, read: Bandwidth | Mover, copy: Mover, rounds: int, aim: float
-) -> dict[str, Any]:
+def measure(case: Case, device: torch.device, read: Mover, copy: Mover, rounds: int, aim: float) -> dict[str, Any]:
     """A row: the decoder's steps, a read and a copy in each round. Raises Unavailable where the decoder cannot run."""
     stepping = Stepping(case, device, rounds, aim, sizes_of(case.size))
     times = rounds_of({"decode": stepping.turn, "read": read.run, "copy": copy.run}, device, rounds)
@@ -199,7 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
             print("kernel boundary, grid barrier: not yet measured on a GPU")
     if "steps" in options.parts:
         nbytes = 1 << (26 if options.quick else 30)
-        read, copy = reading(device, nbytes), copying(device, nbytes // 2)
+        read, copy = reading(device, nbytes), copying(device, nbytes // 4)
         for case in cases(options):
             rows.add(row(case), lambda c=case: measure(c, device, read, copy, rows.rounds, options.aim), say)
     if "what-if" in options.parts:

@@ -1,15 +1,17 @@
-"""Pieces of audio by the paper's seven systems, for the benchmarks that listen: WORK/samples/SYSTEM/seed-K/piece-N.wav.
+"""Pieces of audio by the paper's seven systems, for the benchmarks that listen: piece-N.wav in
+WORK/samples/level-L/SYSTEM/seed-K, with the settings that they were made with.
 
 A system that was trained at the top level only has the upsamplers of student-18, so that what one hears of it is its
-top prior. "corpus" are pieces of held-out songs at random places, "codes" the same
-pieces through the VQ-VAE: what no prior can be better than.
+top prior. "corpus" are pieces of held-out songs at random places, "codes" the same pieces through the VQ-VAE: what no
+prior can be better than.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from ..engine.sampler import SamplingParams
 
 CORPUS = ("corpus", "codes")
 CODES = "codes.safetensors"
+SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,12 @@ def folder(work: Work, system: str, seed: int, pieces: Pieces) -> Path:
 
 
 def sampled(work: Work, system: str, seed: int, pieces: Pieces) -> list[Path]:
-    """The pieces of a system, or of the corpus, as files; made unless they are there."""
+    """The pieces of a system, or of the corpus, as files; made unless they are there, made with the same settings."""
     target = folder(work, system, seed, pieces)
     files = [target / f"piece-{number}.wav" for number in range(pieces.samples)]
-    if all(path.exists() for path in files):
+    settings = json.dumps(asdict(pieces))
+    made_with = target / SETTINGS
+    if made_with.exists() and made_with.read_text() == settings and all(path.exists() for path in files):
         return files
     part = target.with_name(f"{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -62,6 +67,7 @@ def sampled(work: Work, system: str, seed: int, pieces: Pieces) -> list[Path]:
         save_codes(part / CODES, result.codes)
         for path, audio in zip(files, result.audio, strict=True):
             write_audio(part / path.name, audio[None], result.sample_rate)
+    (part / SETTINGS).write_text(settings)
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
     return files

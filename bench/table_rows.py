@@ -190,10 +190,16 @@ def systems(records: list[Record]) -> Table:
         " / ".join(CLASSES),
     )
     counted = (
-        f"levels {' / '.join(map(str, levels))}; bits, KL and acceptance on held-out songs; Fréchet distance and mood "
-        "of samples, mean ± deviation over seeds"
+        f"levels {' / '.join(map(str, levels))}; bits, KL and acceptance on held-out songs; Fréchet distance"
+        f"{' and mood' if any('valence' in r for r in records) else ''} of samples, mean ± deviation over seeds"
     )
-    return table_of("systems", "The seven systems", ("system", *header), rows, f"`python bench systems`: {counted}")
+    samples = [r for r in records if "frechet" in r]
+    command = "python bench systems --work WORK"
+    fields = (("seeds", "seed"), ("samples", "samples"), ("audio-seconds", "audio_seconds"), ("level", "decoded_level"))
+    for option, key in fields:
+        if values := listed(samples, key):
+            command += f" --{option} {' '.join(values)}"
+    return table_of("systems", "The seven systems", ("system", *header), rows, f"`{command}`: {counted}")
 
 
 def table2(records: list[Record]) -> Table:

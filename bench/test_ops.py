@@ -15,8 +15,8 @@ import torch
 
 pytest.importorskip("pytest_benchmark")
 # Not by name: inside the package imports are relative, and pytest imports this file from outside of it.
-harness, ops, attention, decode = (
-    import_module(f"fastjukebox.bench.{n}") for n in ("harness", "ops", "attention", "decode")
+harness, bandwidth, ops, attention, decode = (
+    import_module(f"fastjukebox.bench.{n}") for n in ("harness", "bandwidth", "ops", "attention", "decode")
 )
 
 GPU = torch.cuda.is_available()
@@ -29,8 +29,8 @@ ROUNDS = 20 if GPU else 5
 @pytest.fixture(scope="session")
 def peak() -> float:
     """Bytes per second that plain code reaches."""
-    bandwidth = harness.Bandwidth(DEVICE, 1 << (30 if GPU else 26))
-    return bandwidth.nbytes / harness.quantiles(harness.rounds_of({"": bandwidth.run}, DEVICE, 5)[""])["p50"]
+    mover = bandwidth.plain(DEVICE, 1 << (30 if GPU else 26))
+    return mover.nbytes / harness.quantiles(harness.rounds_of({"": mover.run}, DEVICE, 5)[""])["p50"]
 
 
 def time_calls(benchmark: Any, call: Any, peak: float) -> None:

@@ -37,7 +37,7 @@ Three-level stacks trained by this repository's own code on music that it render
 clone can make audible music, and so that the whole path can be tested; they are no models of recorded music.
 
 - Data: {corpus.songs} songs of {corpus.seconds:g} s from `distill/corpus.py`, seed {work.seed}, {vqvae.sample_rate} Hz,
-  mono; {corpus.held_out} of them are held out, and every figure below is measured on those.
+  mono; {corpus.held_out} of them are held out, and every figure of a prior is measured on those.
 - Commands: `fastjukebox-train stack --work WORK --preset {work.preset_name} --seed {work.seed}`, then
   `fastjukebox-train export` for each system.
 - Time: {minutes / 60:.1f} hours over all runs together, on the machine that trained them.

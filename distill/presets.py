@@ -25,7 +25,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Epochs:
-    """Passes over the codes of the training songs."""
+    """Passes over the codes of the training songs, and how fast networks learn that do not start from nothing."""
 
     teacher: float
     layers: float

@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from fastjukebox.bench import attention, decode, gpu, harness, ops, prefill
+from fastjukebox.bench import attention, bandwidth, decode, gpu, harness, ops, prefill
 
 SMALL = ["--device", "cpu", "--threads", "1", "--quick", "--rounds", "2"]
 
@@ -13,9 +13,9 @@ SMALL = ["--device", "cpu", "--threads", "1", "--quick", "--rounds", "2"]
 @pytest.fixture(autouse=True)
 def _small_memory(monkeypatch):
     """A bandwidth that takes no time to measure."""
-    bandwidth = harness.Bandwidth
+    plain = bandwidth.plain
     for module in (attention, decode, ops):
-        monkeypatch.setattr(module, "Bandwidth", lambda device, size: bandwidth(device, 1 << 20))
+        monkeypatch.setattr(module, "plain", lambda device, size: plain(device, 1 << 20))
 
 
 def script(name, *code):

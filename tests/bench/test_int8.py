@@ -9,16 +9,16 @@ from fastjukebox.engine.jukebox import Jukebox
 
 @pytest.fixture(scope="module")
 def song():
-    return torch.from_numpy(render(compose(int8.FIRST_SEED), 4.0))[None]
+    # Longer than a window of any level.
+    return torch.from_numpy(render(compose(int8.FIRST_SEED), 12.0))[None]
 
 
 @pytest.mark.parametrize("level", [2, 1, 0])
 def test_int8_costs_next_to_nothing_on_a_trained_stack(song, level):
-    found = int8.measure(Jukebox.from_pretrained("demo"), [song], level, 1)
+    found = int8.measure(Jukebox.from_pretrained("demo"), [song], level, 2)
     # A tenth of what logits differ among themselves; a scale that is off by one output breaks both by far.
     assert 0 < found["largest_logit_error"] < 0.1 * found["logits_std"]
-    # On one song rounding may gain some bits as well.
-    assert found["bits_lost"] < 0.01 and found["same_likeliest_code"] > 0.95
+    assert abs(found["bits_lost"]) < 0.005 and found["same_likeliest_code"] > 0.95
 
 
 def test_rounding_loses_at_most_half_a_step_per_weight():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fastjukebox.bench import decode, harness, roofline
+from fastjukebox.bench import bandwidth, decode, harness, roofline
 from fastjukebox.bench.step_bytes import PARTS, bytes_by_part
 from fastjukebox.engine.config import PriorConfig
 from fastjukebox.engine.native_decoder import NativeDecoder
@@ -26,9 +26,8 @@ QUANTILES = {"p20", "p50", "p80"}
 
 @pytest.fixture(autouse=True)
 def _small_memory(monkeypatch):
-    monkeypatch.setattr(roofline, "reading", lambda device, nbytes: harness.Bandwidth(device, 1 << 20))
-    copying = roofline.copying
-    monkeypatch.setattr(roofline, "copying", lambda device, nbytes: copying(device, 1 << 20))
+    monkeypatch.setattr(roofline, "reading", lambda device, nbytes: bandwidth.reading(device, 1 << 20))
+    monkeypatch.setattr(roofline, "copying", lambda device, nbytes: bandwidth.copying(device, 1 << 19))
 
 
 @pytest.mark.parametrize("int8", [False, True])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import soundfile
 import torch
-from fastjukebox.bench import harness, samples, systems
+from fastjukebox.bench import harness, samples, systems, table2
 from fastjukebox.bench.samples import Pieces
+from fastjukebox.distill import valence
+from fastjukebox.distill.labels import Labelled, read_quadrants
 from fastjukebox.distill.systems import SYSTEMS
 from fastjukebox.distill.work import Work
 
@@ -83,3 +85,30 @@ def test_rows_of_the_script(work, tmp_path, capsys):
     for name in ("plain-18", "plain-18-top"):
         assert soundfile.info(tmp_path / "audio" / f"{name}.mp3").samplerate == 44100
     assert all(name in SYSTEMS for name in ("plain-18", "student-18")) and "bits per code" in capsys.readouterr().out
+
+
+def test_other_settings_make_other_pieces(work):
+    first = [
+        path.read_bytes() for path in samples.sampled(work, "student-18", 5, Pieces(2, 0.5, top_p=(1.0, 1.0, 1.0)))
+    ]
+    greedy = [
+        path.read_bytes() for path in samples.sampled(work, "student-18", 5, Pieces(2, 0.5, top_p=(0.1, 0.1, 0.1)))
+    ]
+    assert first != greedy
+
+
+def test_table2_judges_the_classifier_and_scores_each_system(work, tmp_path, monkeypatch):
+    # A few songs, of each mood that there is.
+    moods = [Labelled(song.path, mood) for mood in range(4) for song in read_quadrants(work.corpus)]
+    monkeypatch.setattr(table2, "split", lambda *_, **__: (moods, moods))
+    torch.manual_seed(0)
+    valence.save(valence.ValenceNet(valence.PRESETS["tiny"]), tmp_path / "mood")
+    words = ["--work", str(work.folder), "--preset", "tiny", "--samples", "2", "--audio-seconds", "2.5"]
+    words += ["--device", "cpu", "--threads", "1", "--classifier", str(tmp_path / "mood")]
+    path = tmp_path / "table2.jsonl"
+    assert table2.main([*words, "--seeds", "1", "2", "--json", str(path)]) == 0
+    rows = {row["row"]: row for row in harness.read(path)}
+    assert rows.keys() == {"classifier", "corpus", "teacher-72", "plain-18", "student-18"}
+    assert 0 <= rows["classifier"]["roc_auc"] <= 1 and rows["classifier"]["held_out_songs"] >= 1
+    for name in table2.SHOWN:
+        assert rows[name]["samples"] == 4 and sum(rows[name]["valence"].values()) == pytest.approx(1, abs=1e-3)

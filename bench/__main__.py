@@ -8,6 +8,8 @@ from pathlib import Path
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit("usage: python bench SCRIPT [options]")
+    # Python puts this folder first, where a script would hide a package of its name.
+    sys.path.pop(0)
     package = types.ModuleType("fastjukebox")
     package.__path__ = [str(Path(__file__).resolve().parent.parent)]
     sys.modules["fastjukebox"] = package

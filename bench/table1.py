@@ -28,7 +28,7 @@ import torch
 from ..distill.presets import PRESETS
 from ..engine.config import JukeboxConfig
 from .harness import add_options, append, circumstances, quantiles, rounds_of
-from .requests import PARTS, Stack
+from .request_parts import PARTS, Stack
 
 # Speed-up over 72 layers on a Tesla P100 (Table 1), and the seconds of audio that were sampled there.
 PAPER = {72: 1.0, 24: 3.0, 18: 4.0}

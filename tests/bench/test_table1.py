@@ -1,6 +1,6 @@
 """Table 1 in small: three depths, parts that add up, speed-ups within rounds."""
 
-from fastjukebox.bench import harness, requests, table1
+from fastjukebox.bench import harness, request_parts, table1
 
 
 def test_rows_of_three_depths(tmp_path, capsys):
@@ -21,8 +21,8 @@ def test_rows_of_three_depths(tmp_path, capsys):
 
 
 def test_a_request_as_long_as_itself_takes_as_long():
-    cost = requests.LevelCost(windows=4, prompted=3, prefill=0.6, steps=100, decode=2.0)
-    spent = requests.Spent(total=4.0, vqvae=0.5, file=0.1, levels={0: cost})
+    cost = request_parts.LevelCost(windows=4, prompted=3, prefill=0.6, steps=100, decode=2.0)
+    spent = request_parts.Spent(total=4.0, vqvae=0.5, file=0.1, levels={0: cost})
     assert abs(spent.rest - 0.8) < 1e-9
     assert abs(spent.extrapolated({0: (4, 100)}, 1.0) - spent.total) < 1e-9
     # Three prompts become six, steps, VQ-VAE, file double; seven windows of four for the rest.

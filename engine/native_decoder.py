@@ -34,6 +34,9 @@ class TeamSize:
         self.recent: dict[int, deque[float]] = {}
         self.trial, self.calls_left, self.lost, self.next_trial = 0, 0, 0.0, 0.0
 
+    def other(self, count: int) -> int:
+        return next(other for other in self.counts if other != count)
+
     def cost(self, count: int) -> float:
         """Seconds per step as far as is known."""
         return statistics.median(self.recent[count])
@@ -49,18 +52,17 @@ class TeamSize:
             return self.counts[0], 1
         best = self.best
         if not self.calls_left and len(self.counts) > 1 and time.monotonic() >= self.next_trial:
-            self.trial = next(count for count in self.counts if count != best)
+            self.trial = self.other(best)
             self.calls_left, self.lost = self.TRIAL_CALLS, 0.0
         if self.calls_left:
-            other = next(count for count in self.counts if count != self.trial)
-            return self.trial, max(1, int(self.TRIAL_SECONDS / self.TRIAL_CALLS / self.cost(other)))
+            steps = self.TRIAL_SECONDS / self.TRIAL_CALLS / self.cost(self.other(self.trial))
+            return self.trial, max(1, int(steps))
         return best, max(1, int(seconds / self.cost(best)))
 
     def measured(self, threads: int, steps: int, seconds: float) -> None:
         """What a call has taken."""
         if self.calls_left:
-            other = next(count for count in self.counts if count != threads)
-            self.lost += seconds - steps * self.cost(other)
+            self.lost += seconds - steps * self.cost(self.other(threads))
             self.calls_left -= 1
             self.next_trial = time.monotonic() + max(self.SHORTEST_PAUSE, self.lost / self.LOSS)
         self.recent.setdefault(threads, deque(maxlen=3)).append(seconds / steps)

@@ -4,7 +4,7 @@
 
 Windows of songs that no stack was trained on (other seeds of distill/corpus.py) are encoded by the model's own VQ-VAE.
 Both networks run in PyTorch on the CPU. The int8 network is the FP32 one with every projection and the head rounded as
-the int8 decoders store them.
+the int8 decoders store them, and the inputs of their products as the native one rounds them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..distill.losses import bits
 from ..engine.jukebox import Jukebox
 from ..engine.prior import Prior
 from ..engine.transformer import TransformerLayer
-from ..kernels.packing import quantize_int8
+from ..kernels.packing import quantize_int8, round_inputs
 from .harness import Rows, add_options
 
 # Songs of the demo's training have seeds below 100000.
@@ -37,21 +37,23 @@ def rounded(weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def rounded_layers(prior: Prior) -> Prior:
-    """A copy with every projection rounded; embeddings and biases stay."""
+    """A copy with every projection and its inputs rounded; embeddings and biases stay."""
     prior = copy.deepcopy(prior)
     for layer in prior.layers:
         assert isinstance(layer, TransformerLayer)
         for projection in (layer.qkv, layer.proj, layer.up, layer.down):
             projection.weight.copy_(rounded(projection.weight))
+            projection.register_forward_pre_hook(lambda module, given: (round_inputs(given[0]),))
     return prior
 
 
-def logits(prior: Prior, codes: Tensor, cond: Tensor | None, head: Tensor) -> Tensor:
+def logits(prior: Prior, codes: Tensor, cond: Tensor | None, head: Tensor, int8: bool = False) -> Tensor:
     """[1, T, V] with another output head [W, V] than the token embedding."""
     x = prior.embed(codes[:, :-1], 0, cond, None)
     for layer in prior.layers:
         x = layer(x)
-    return (x if cond is None else x + cond) @ head
+    x = x if cond is None else x + cond
+    return (round_inputs(x) if int8 else x) @ head
 
 
 @torch.inference_mode()
@@ -72,7 +74,7 @@ def measure(jukebox: Jukebox, songs: list[Tensor], level: int, per_song: int) ->
             cond = None
             if upper is not None:
                 cond = prior.condition(upper[:, start // ratio :][:, : config.context_len // ratio])
-            ours, theirs = logits(prior, given, cond, head), logits(int8, given, cond, rounded_head)
+            ours, theirs = logits(prior, given, cond, head), logits(int8, given, cond, rounded_head, int8=True)
             exact += float(F.cross_entropy(ours[0], given[0]))
             lossy += float(F.cross_entropy(theirs[0], given[0]))
             errors.append(float((ours - theirs).abs().max()))

@@ -108,6 +108,7 @@ class Backend:
     name: str
     build: Callable[[Prior, int], Decoder]
     missing: Callable[[torch.device, torch.dtype], str | None]
+    int8: bool = False
 
 
 def _native(prior: Prior, batch: int) -> Decoder:
@@ -128,29 +129,32 @@ def _native_missing(device: torch.device, dtype: torch.dtype) -> str | None:
     return "it takes float32 priors" if dtype != torch.float32 else native.missing()
 
 
-# The fastest first: "auto" takes the first that can run and changes no result beyond rounding.
+# The fastest first. "auto" takes the first that can run and keeps the weights; "auto-int8" prefers to round them.
 BACKENDS = (
     Backend("native", _native, _native_missing),
     Backend("eager", EagerDecoder, lambda device, dtype: None),
     # TODO: first of all, once `pytest -m gpu` has passed on a GPU.
     Backend("triton", graph_decoder.GraphDecoder, graph_decoder.missing),
-    Backend("native-int8", _native_int8, _native_missing),
-    Backend("triton-int8", graph_decoder.int8_decoder, graph_decoder.missing),
+    Backend("native-int8", _native_int8, _native_missing, int8=True),
+    Backend("triton-int8", graph_decoder.int8_decoder, graph_decoder.missing, int8=True),
 )
 
 
 def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
-    """The backend called `name`, or for "auto" the first of BACKENDS that can run on `device` with priors in `dtype`.
+    """The backend called `name`; or the first of BACKENDS that can run on `device` with priors in `dtype`, where "auto"
+    puts those with int8 weights last and "auto-int8" puts them first.
 
     Raises:
         ValueError: there is none of that name, or it cannot run here; says why.
     """
-    if name == "auto":
-        return next(backend for backend in BACKENDS if backend.missing(device, dtype) is None)
+    if name in ("auto", "auto-int8"):
+        found = [backend for backend in BACKENDS if backend.missing(device, dtype) is None]
+        return min(found, key=lambda backend: backend.int8 != (name == "auto-int8"))
     for backend in BACKENDS:
         if backend.name == name:
             reason = backend.missing(device, dtype)
             if reason:
                 raise ValueError(f"the {name} decoder cannot run on {device}: {reason}")
             return backend
-    raise ValueError(f"backend must be auto, {', '.join(backend.name for backend in BACKENDS)}; not {name!r}")
+    known = ", ".join(backend.name for backend in BACKENDS)
+    raise ValueError(f"backend must be auto, auto-int8, {known}; not {name!r}")

@@ -72,7 +72,8 @@ class Jukebox:
         """The model in a checkpoint folder, or one that comes with the package ("demo").
 
         device: "auto" is "cuda" where there is one, else "cpu". dtype: of the priors; by default float32 on CPUs and
-        float16 elsewhere. backend: "auto" takes the fastest decoder that can run.
+        float16 elsewhere. backend: "auto" takes the fastest decoder that can run and keeps the weights as they are;
+        "auto-int8" the fastest with weights rounded to int8.
 
         Raises:
             CheckpointError: not a checkpoint folder, or a damaged one.

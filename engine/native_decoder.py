@@ -69,7 +69,8 @@ class TeamSize:
 
 
 class NativeDecoder:
-    """FP32 arithmetic on weights stored as FP32, as FP16 where that loses nothing, or as int8.
+    """FP32 arithmetic on weights stored as FP32, or as FP16 where that loses nothing; or int8 weights, whose products
+    with inputs of 15 bits are summed exactly (kernels/packing.py).
 
     An item's codes depend neither on the batch nor on the number of threads; nor on what of them was a prompt.
     """

@@ -1,9 +1,11 @@
 """The native decoder for CPUs: weights packed for `csrc/decode.cpp`, and the call into it.
 
 A step streams every weight once, so the arena holds them in the order a step reads them: each matrix [in, out] as
-panels of 16 output columns, [out / 16][in][16], zero-padded. A matrix is stored as int8 with one FP32 scale per output
-column if that was asked for; otherwise as FP16 if it holds nothing but FP16 values, as those of released checkpoints
-do: half the bytes, and the same result to the bit, since all arithmetic is FP32; otherwise as FP32.
+panels of 16 output columns, [out / 16][in][16], zero-padded. A matrix is stored as FP16 if it holds nothing but FP16
+values, as those of released checkpoints do: half the bytes, and the same result to the bit, since all arithmetic is
+FP32; otherwise as FP32. If that was asked for, it is stored as int8 with one FP32 scale per output column, two inputs
+side by side: their products with rounded activations (packing.round_inputs) are summed in whole numbers, twice as many
+in an instruction, and exactly.
 """
 
 from __future__ import annotations
@@ -168,6 +170,12 @@ def _panels(weight: Tensor) -> Tensor:
     return padded.unflatten(1, (-1, PANEL)).transpose(0, 1).contiguous()
 
 
+def _paired_panels(weight: Tensor) -> Tensor:
+    """[in, out] -> [ceil(out / PANEL), ceil(in / 2), PANEL, 2]"""
+    panels = _panels(torch.nn.functional.pad(weight, (0, 0, 0, weight.shape[0] % 2)))
+    return panels.unflatten(1, (-1, 2)).transpose(2, 3).contiguous()
+
+
 def holds_fp16(weight: Tensor) -> bool:
     """Whether every value of an FP32 tensor is a finite FP16 value."""
     half = weight.half()
@@ -213,7 +221,7 @@ class PackedWeights:
         elif holds_fp16(stored):
             stored = stored.half()
         return _Matrix(
-            panels=self.pointer(_panels(stored)),
+            panels=self.pointer((_paired_panels if self.int8 else _panels)(stored)),
             scale=None if scale is None else self.pointer(torch.nn.functional.pad(scale, pad)),
             bias=None if bias is None else self.pointer(torch.nn.functional.pad(bias, pad)),
             inputs=weight.shape[0],

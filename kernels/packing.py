@@ -20,6 +20,17 @@ def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     return whole.to(torch.int8), scale
 
 
+def round_inputs(x: Tensor) -> Tensor:
+    """x [..., in] as the native decoder's int8 products see it: whole multiples, in FP32, of a step per row.
+
+    The step is a power of two, the least with which no multiple exceeds 2^14 and no sum of `in` products with int8
+    weights leaves 32 bits.
+    """
+    size = min(14, ((2**31 - 1) // (127 * x.shape[-1])).bit_length() - 1)
+    step = torch.exp2(torch.frexp(x.abs().amax(dim=-1, keepdim=True)).exponent - float(size))
+    return (x / step).round() * step
+
+
 class PackedWeight(NamedTuple):
     """`weight` [in, out] stored output by output, and `scale` [out] (FP32) if it is int8, otherwise None."""
 

@@ -69,7 +69,12 @@ SAMPLING_OPTIONS = (
         type=click.Choice(("float32", "float16", "bfloat16")),
         help="Of the priors.  [default: float32 on CPUs, else float16]",
     ),
-    click.option("--backend", default="auto", show_default=True, help="The decoder; `info` lists them."),
+    click.option(
+        "--backend",
+        default="auto",
+        show_default=True,
+        help="The decoder; see `info`. auto-int8: the fastest, weights rounded.",
+    ),
     click.option(
         "--run", type=PATH, metavar="DIR", help="What `resume` goes on from.  [default: OUT's name with .run]"
     ),

@@ -8,7 +8,8 @@
 extern "C" {
 #endif
 
-// y = x W + bias. W [in, out] is stored in panels of PANEL output columns: [out / PANEL][in][PANEL], zero-padded.
+// y = x W + bias. W [in, out] is stored in panels of PANEL output columns: [out / PANEL][in][PANEL], zero-padded; int8 with
+// two inputs side by side: [out / PANEL][in / 2][PANEL][2]. x is then rounded to 16 bits, so that sums are whole numbers.
 enum { PANEL = 16 };
 
 enum Stored { FP32 = 0, FP16 = 1, INT8 = 2 };

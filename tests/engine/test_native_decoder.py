@@ -217,6 +217,19 @@ def test_int8_decodes_as_eager_does_with_the_rounded_weights():
         previous = ours[:, pos]
 
 
+@pytest.mark.parametrize("width", [128, 1040, 4096])
+def test_int8_sums_stay_within_32_bits(width):
+    """The largest inputs and weights, all of one sign."""
+    prior = make_prior(width=width, depth=1, heads=1)
+    for parameter in prior.layers.parameters():
+        parameter.zero_()
+    size = prior.config.codebook_size
+    prior.token_embedding.copy_(torch.linspace(0.5, 1, size)[:, None].expand(-1, width))
+    prior.pos_embedding.fill_(20.0)
+    task = make_task(prior)
+    assert (decode(NativeDecoder(prior, 1, int8=True), task) == size - 1).all()
+
+
 def test_a_call_lets_other_threads_run_and_stays_short():
     prior = make_prior(width=256, depth=12, heads=1, context_len=4096, num_rows=64)
     decoder, task = NativeDecoder(prior, 1), make_task(prior)
@@ -243,6 +256,12 @@ def test_choose_backend_says_why_native_cannot_run():
         choose_backend("native", torch.device("cpu"), torch.float16)
     assert choose_backend("auto", torch.device("cpu"), torch.float16).name == "eager"
     assert choose_backend("auto", torch.device("cpu"), torch.float32).name == "native"
+
+
+def test_int8_is_chosen_only_if_asked_for():
+    assert choose_backend("auto-int8", torch.device("cpu"), torch.float32).name == "native-int8"
+    # What cannot run with int8 weights runs with whole ones, and its name is told.
+    assert choose_backend("auto-int8", torch.device("cpu"), torch.float16).name == "eager"
 
 
 def test_conditioner_priors_sample_with_it():

@@ -63,7 +63,7 @@ class RandomModel {
     m.bias = bias ? floats(padded) : nullptr;
     m.stored = stored;
     if (stored == INT8) {
-      std::vector<int8_t> values(size_t(in) * padded);
+      std::vector<int8_t> values(size_t(in + in % 2) * padded);
       for (auto &value : values) value = int8_t(random_() % 255 - 127);
       bytes_.push_back(std::move(values));
       m.panels = bytes_.back().data();

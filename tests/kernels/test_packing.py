@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fastjukebox.kernels.packing import pack_weight, quantize_int8
+from fastjukebox.kernels.packing import pack_weight, quantize_int8, round_inputs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -22,6 +22,16 @@ def test_outputs_without_weights_stay_zero():
     whole, scale = quantize_int8(weight)
     assert whole[:, 0].eq(0).all() and scale[0] == 0
     assert whole[:, 1].tolist() == [0, 0, 0, -127, 0]
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 14), (128, 14), (1032, 14), (1040, 13), (1920, 13), (4096, 12)])
+def test_inputs_of_int8_products_are_rounded_as_finely_as_32_bits_allow(count, size):
+    x = torch.randn(5, count) * torch.tensor([1e-20, 1e-3, 0, 1, 1e10])[:, None]
+    found = round_inputs(x)
+    largest = x.abs().amax(dim=1, keepdim=True)
+    # Between 2^(size - 1) and 2^size steps; none is off by more than half of one.
+    assert ((found - x).abs() <= largest * 2.0**-size).all() and torch.equal(found[2], x[2])
+    assert 127 * 2**size * count < 2**31 <= 127 * 2 ** (size + 1) * count or size == 14
 
 
 @pytest.mark.parametrize("int8", [False, True])

@@ -27,7 +27,7 @@ from .packing import quantize_int8
 PANEL = 16
 KEY_BLOCK = 16
 STORED = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
-INSTRUCTION_SETS = ("portable", "avx2", "avx512")
+INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512-vnni")
 PATTERNS = {"row": 0, "column": 1, "previous_row": 2, "dense": 3}
 
 
@@ -126,7 +126,7 @@ def missing() -> str | None:
 
 
 def instruction_set() -> str:
-    """What the decoder uses on this CPU: "avx512", "avx2" or "portable"."""
+    """What the decoder uses on this CPU: "avx512-vnni", "avx512", "avx2" or "portable"."""
     return library().fastjukebox_isa().decode()
 
 

@@ -7,6 +7,7 @@
 
 #include "decode.h"
 
+#include <float.h>
 #include <math.h>
 
 #include <algorithm>
@@ -64,15 +65,30 @@ constexpr int TILE = 8;
 #include "step.inc"
 }  // namespace avx512
 #pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prefer-vector-width=512")
+namespace avx512_vnni {
+constexpr int TILE = 8;
+#undef INLINE
+#undef ISA
+#define ISA 3
+#include "simd.inc"
+#include "ops.inc"
+#include "team.inc"
+#include "layer.inc"
+#include "step.inc"
+}  // namespace avx512_vnni
+#pragma GCC pop_options
 #endif
 
-static int isa_limit = 2;
+static int isa_limit = 3;
 
 static int instruction_set() {
 #ifdef FASTJUKEBOX_X86
   if (isa_limit >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    return 2;
+    return isa_limit >= 3 && __builtin_cpu_supports("avx512vnni") ? 3 : 2;
   if (isa_limit >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
 #endif
   return 0;
@@ -81,6 +97,7 @@ static int instruction_set() {
 extern "C" int fastjukebox_decode(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads) {
   switch (instruction_set()) {
 #ifdef FASTJUKEBOX_X86
+    case 3: avx512_vnni::run(*model, *task, start, stop, threads); break;
     case 2: avx512::run(*model, *task, start, stop, threads); break;
     case 1: avx2::run(*model, *task, start, stop, threads); break;
 #endif
@@ -92,6 +109,7 @@ extern "C" int fastjukebox_decode(const Model *model, const Task *task, int32_t 
 extern "C" int fastjukebox_prefill(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads) {
   switch (instruction_set()) {
 #ifdef FASTJUKEBOX_X86
+    case 3: avx512_vnni::prefill(*model, *task, start, stop, threads); break;
     case 2: avx512::prefill(*model, *task, start, stop, threads); break;
     case 1: avx2::prefill(*model, *task, start, stop, threads); break;
 #endif
@@ -101,7 +119,7 @@ extern "C" int fastjukebox_prefill(const Model *model, const Task *task, int32_t
 }
 
 extern "C" const char *fastjukebox_isa(void) {
-  static const char *const names[] = {"portable", "avx2", "avx512"};
+  static const char *const names[] = {"portable", "avx2", "avx512", "avx512-vnni"};
   return names[instruction_set()];
 }
 

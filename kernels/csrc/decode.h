@@ -60,10 +60,10 @@ int fastjukebox_decode(const Model *model, const Task *task, int32_t start, int3
 // every earlier position. Returns 0.
 int fastjukebox_prefill(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads);
 
-// The instruction set in use: "avx512", "avx2" or "portable".
+// The instruction set in use: "avx512-vnni", "avx512", "avx2" or "portable".
 const char *fastjukebox_isa(void);
 
-// For tests: use no better instruction set than `isa`, 0 portable, 1 avx2, 2 avx512.
+// For tests: use no better instruction set than `isa`, 0 portable, 1 avx2, 2 avx512, 3 avx512-vnni.
 void fastjukebox_limit(int32_t isa);
 
 // sizeof(Model), sizeof(Layer), sizeof(Task), for the binding to check its mirror.

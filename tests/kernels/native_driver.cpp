@@ -163,7 +163,7 @@ int main() {
     int top_k;
     float top_p;
   } filters[] = {{0, 1.0f}, {5, 1.0f}, {0, 0.7f}, {9, 0.5f}};
-  for (int isa = 0; isa < 3; ++isa) {
+  for (int isa = 0; isa < 4; ++isa) {
     fastjukebox_limit(isa);
     for (const auto &sizes : cases) {
       for (const auto &[top_k, top_p] : filters) {

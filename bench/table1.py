@@ -1,14 +1,15 @@
 """Table 1 of the paper on this machine: the 72-layer teacher against the 24- and 18-layer students, end to end.
 
-    python bench table1 [--sizes demo --audio-seconds 4 --rounds 3 --json FILE]
+    python bench table1 [--sizes demo --audio-seconds 4 --backends auto auto-int8 --rounds 3 --json FILE]
     python bench table1 --full
 
 What is timed is a whole request at all levels: conditioning and prompt of every window, decoding, the VQ-VAE and the
 file; the model is loaded before. The paper times 60 s. A shorter request (`--audio-seconds`) samples a part of the
 windows of 60 s; the record says which part, and what 60 s would take if every level's windows and steps cost what they
-do here. `--full` samples all of it. The depths take turns in each round, and speed-ups are taken within rounds. Speed
-does not depend on the weights: they are random, FP16 values as a released checkpoint has them, and sizes are those of
-`distill/presets.py`. The seven systems of the paper have three depths, so three rows are all there is to time.
+do here. `--full` samples all of it. All take turns in each round, and speed-ups are over 72 layers with the same
+decoder in the same round. Speed does not depend on the weights: they are random, FP16 values as a released checkpoint
+has them, and sizes are those of `distill/presets.py`. The seven systems of the paper have three depths, so three rows
+for each decoder are all there is to time.
 
 The parts: `decode` and `prefill` are timed inside the request, `vqvae` and `file` are the same work done once more
 apart; `rest` is what remains, the conditioners and everything around.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import resource
 import tempfile
 from pathlib import Path
@@ -64,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sizes", choices=["tiny", "demo", "paper"], help="[default: paper on a GPU, else demo]")
     parser.add_argument("--audio-seconds", type=float, default=4.0, help="length of the request")
     parser.add_argument("--full", action="store_true", help="the paper's 60 s")
-    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--backends", nargs="+", metavar="NAME", help="[default: auto, on a CPU auto-int8 too]")
     add_options(parser)
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
@@ -73,34 +75,37 @@ def main(arguments: list[str] | None = None) -> int:
     seconds = PAPER_SECONDS if options.full else options.audio_seconds
     rounds = 1 if options.quick else min(options.rounds, 3)
     preset = PRESETS[sizes]
+    backends = options.backends or (["auto"] if device.type == "cuda" else ["auto", "auto-int8"])
     with tempfile.TemporaryDirectory() as folder:
-        stacks: dict[int, Stack] = {}
+        stacks: dict[tuple[int, str], Stack] = {}
         memory = {}
         # From the smallest on: the peak of a process only grows.
-        for depth in (18, 24, 72):
+        for depth, backend in itertools.product((18, 24, 72), reversed(backends)):
             priors = (dataclasses.replace(p, depth=preset.depths.get(depth, depth)) for p in preset.config.priors)
             config = JukeboxConfig(preset.config.vqvae, tuple(priors))
-            stacks[depth] = Stack(config, Path(folder) / str(depth), options.device, options.backend, seconds)
-            stacks[depth].request()
-            memory[depth] = peak_memory(device)
-        rounds_of({str(depth): stack.request for depth, stack in stacks.items()}, device, rounds)
-    totals = {depth: [spent.total for spent in stack.requests[-rounds:]] for depth, stack in stacks.items()}
-    for depth in (72, 24, 18):
-        found = figures(stacks[depth], rounds)
-        speed_up = quantiles([slow / fast for slow, fast in zip(totals[72], totals[depth], strict=True)])
+            stack = Stack(config, Path(folder) / f"{depth} {backend}", options.device, backend, seconds)
+            stack.request()
+            stacks[depth, backend], memory[depth, backend] = stack, peak_memory(device)
+        rounds_of({" ".join(map(str, key)): stack.request for key, stack in stacks.items()}, device, rounds)
+    totals = {key: [spent.total for spent in stack.requests[-rounds:]] for key, stack in stacks.items()}
+    for backend, depth in itertools.product(backends, (72, 24, 18)):
+        key = depth, backend
+        found = figures(stacks[key], rounds)
+        speed_up = quantiles([slow / fast for slow, fast in zip(totals[72, backend], totals[key], strict=True)])
         parts = ", ".join(f"{name} {found[f'{name}_s']['p50']:.2f}" for name in PARTS)
         print(
-            f"{depth} layers  {speed_up['p50']:.2f}x (paper {PAPER[depth]:.1f}x)  "
+            f"{depth} layers  {found['backend']}  {speed_up['p50']:.2f}x (paper {PAPER[depth]:.1f}x)  "
             f"{found['us_per_step']['p50']:.0f} us per step  {found['real_time']['p50']:.3f} of real time  "
-            f"total {found['total_s']['p50']:.2f} s: {parts}  peak {memory[depth] / 1e6:.0f} MB  "
+            f"total {found['total_s']['p50']:.2f} s: {parts}  peak {memory[key] / 1e6:.0f} MB  "
             f"({found['windows']} of the {found['windows_of_60_s']} windows of 60 s, which would take "
             f"{found['extrapolated_60_s']['p50']:.1f} s)"
         )
+        row = f"{sizes} {depth} layers" + (", int8 weights" if found["backend"].endswith("int8") else "")
         if options.json:
             append(
                 options.json,
-                {"bench": "table1", "row": f"{sizes} {depth} layers", "depth": depth, "sizes": sizes}
-                | {"audio_seconds": seconds, "rounds": rounds, "peak_bytes": memory[depth]}
+                {"bench": "table1", "row": row, "depth": depth, "sizes": sizes}
+                | {"audio_seconds": seconds, "rounds": rounds, "peak_bytes": memory[key]}
                 | {"speed_up": speed_up, "paper_speed_up": PAPER[depth], **found, **circumstances(device)},
             )
     return 0

@@ -103,14 +103,15 @@ def int8(records: list[Record]) -> Table:
 def table1(records: list[Record]) -> Table:
     kinds = {(r["sizes"], r["audio_seconds"]) for r in records}
     rows = []
-    for r in sorted(records, key=lambda r: (r["sizes"], r["audio_seconds"], -r["depth"])):
+    for r in sorted(records, key=lambda r: (r["sizes"], r["audio_seconds"], r["backend"], -r["depth"])):
         layers = f"{r['depth']}" if len(kinds) == 1 else f"{r['depth']} ({r['sizes']}, {r['audio_seconds']:g} s)"
+        layers += f", {r['backend']}"
         speed_up = (cell(r["speed_up"], unit="x"), f"{r['paper_speed_up']:.1f}x") if r["depth"] != 72 else ("1", "1")
         parts = (f"{r[f'{part}_s']['p50']:.2f} s" for part in ("decode", "prefill", "vqvae", "rest"))
         rows.append((layers, *speed_up, cell(r["real_time"]), *parts))
     said = " and ".join(f"`python bench table1 --sizes {s} --audio-seconds {a:g}`" for s, a in sorted(kinds))
     counted = "a whole request with random weights; speed-ups within rounds. The paper has 60 s on a Tesla P100"
-    header = ("layers", "speed-up", "the paper's", "of real time", "decoding", "prompts", "VQ-VAE", "rest")
+    header = ("layers, decoder", "speed-up", "the paper's", "of real time", "decoding", "prompts", "VQ-VAE", "rest")
     return table_of("table1", "Table 1 of the paper, end to end", header, rows, f"{said}: {counted}")
 
 

@@ -6,10 +6,11 @@ from fastjukebox.bench import harness, request_parts, table1
 def test_rows_of_three_depths(tmp_path, capsys):
     path = tmp_path / "t.jsonl"
     words = ["--sizes", "tiny", "--audio-seconds", "0.05", "--rounds", "2", "--threads", "1", "--device", "cpu"]
+    words += ["--backends", "auto", "eager"]
     assert table1.main([*words, "--json", str(path)]) == 0
     rows = harness.read(path)
-    assert [row["depth"] for row in rows] == [72, 24, 18]
-    assert rows[0]["speed_up"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
+    assert [row["depth"] for row in rows] == [72, 24, 18] * 2 and rows[-1]["backend"] == "eager"
+    assert all(row["speed_up"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0} for row in (rows[0], rows[3]))
     for row in rows:
         assert row["steps"] == rows[0]["steps"] > 0 and row["audio_seconds"] == 0.05 and row["device"]
         parts = sum(row[f"{part}_s"]["p50"] for part in table1.PARTS)

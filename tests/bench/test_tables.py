@@ -112,6 +112,7 @@ def test_table1_compares_with_the_paper(tmp_path):
         parts = {f"{part}_s": q(depth / 10) for part in ("decode", "prefill", "vqvae", "rest")}
         fields = {
             "bench": "table1",
+            "backend": "native",
             "row": f"demo {depth} layers",
             "depth": depth,
             "sizes": "demo",
@@ -122,9 +123,9 @@ def test_table1_compares_with_the_paper(tmp_path):
     write(tmp_path / "table1-cpu.jsonl", [row(18, 3.5, 4.0), row(72, 1.0, 1.0), row(24, 2.5, 3.0)])
     table = tables(tmp_path)["table1"]
     assert [row[:3] for row in table.rows] == [
-        ("72", "1", "1"),
-        ("24", "2.50x (2.25, 2.75)", "3.0x"),
-        ("18", "3.50x (3.15, 3.85)", "4.0x"),
+        ("72, native", "1", "1"),
+        ("24, native", "2.50x (2.25, 2.75)", "3.0x"),
+        ("18, native", "3.50x (3.15, 3.85)", "4.0x"),
     ]
     assert table.rows[2][4] == "1.80 s" and "--sizes demo --audio-seconds 4`" in table.note
 

@@ -15,7 +15,7 @@ WORKER = Path(__file__).parent / "parallel_worker.py"
 def run(*words: str, count: int = 1) -> None:
     """The worker alone, or `count` of them under torchrun, in the checkout's namespace."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     command = [sys.executable, *launcher, str(WORKER), *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -65,6 +66,26 @@ class Downsampler(nn.Module):
         return self.out(x)
 
 
+class TransposedConv(nn.ConvTranspose1d):
+    """From [B, in, T] to [B, out, T * stride], for an even stride: a transposed convolution of 2 * stride taps.
+
+    Computed as one matrix product, each input with all taps, and a sum of what overlaps: on CPUs that takes a fraction of
+    the time of PyTorch's own.
+    """
+
+    def __init__(self, in_width: int, out_width: int, stride: int) -> None:
+        super().__init__(in_width, out_width, 2 * stride, stride, stride // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stride, half = self.stride[0], self.padding[0]
+        products = x.transpose(1, 2) @ self.weight.transpose(1, 2).flatten(1)
+        # [B, T, stride, out]: what goes to an input's own outputs, and to the next one's.
+        own, ahead = products.unflatten(2, (2, stride, -1)).unbind(2)
+        out = F.pad(own, (0, 0, 0, 0, 0, 1)).flatten(1, 2)
+        out[:, stride:] += ahead.flatten(1, 2)
+        return (out[:, half:-half] + self.bias).transpose(1, 2)
+
+
 class Upsampler(nn.Module):
     """From [B, in, T] to [B, out, T * stride ** stages]."""
 
@@ -74,7 +95,7 @@ class Upsampler(nn.Module):
         depth = stack.pop("depth")
         self.stacks = nn.ModuleList(ResidualStack(width, depth, **stack) for _ in range(stages))
         self.up = nn.ModuleList(
-            nn.ConvTranspose1d(width, out_width if stage == stages - 1 else width, 2 * stride, stride, stride // 2)
+            TransposedConv(width, out_width if stage == stages - 1 else width, stride)
             for stage in range(stages)
         )
 

@@ -69,8 +69,8 @@ class Downsampler(nn.Module):
 class TransposedConv(nn.ConvTranspose1d):
     """From [B, in, T] to [B, out, T * stride], for an even stride: a transposed convolution of 2 * stride taps.
 
-    Computed as one matrix product, each input with all taps, and a sum of what overlaps: on CPUs that takes a fraction of
-    the time of PyTorch's own.
+    Computed as one matrix product, each input with all taps, and a sum of what overlaps: on CPUs that takes less time
+    than PyTorch's own.
     """
 
     def __init__(self, in_width: int, out_width: int, stride: int) -> None:

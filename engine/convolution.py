@@ -5,8 +5,22 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Conv(nn.Conv1d):
+    """On CPUs computed with a position's channels side by side in memory, as all between convolutions then is: several
+    times as fast as with each channel's positions side by side."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type != "cpu":
+            return super().forward(input)
+        # PyTorch has such a layout only for images.
+        image, kernel = (t.unsqueeze(2).contiguous(memory_format=torch.channels_last) for t in (input, self.weight))
+        stride, padding, dilation = self.stride[0], int(self.padding[0]), self.dilation[0]
+        return F.conv2d(image, kernel, self.bias, (1, stride), (0, padding), (1, dilation)).squeeze(2)
 
 
 class ResidualBlock(nn.Module):
@@ -14,8 +28,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int, hidden: int, dilation: int, res_scale: float) -> None:
         super().__init__()
-        self.dilated = nn.Conv1d(width, hidden, 3, padding=dilation, dilation=dilation)
-        self.mix = nn.Conv1d(hidden, width, 1)
+        self.dilated = Conv(width, hidden, 3, padding=dilation, dilation=dilation)
+        self.mix = Conv(hidden, width, 1)
         self.res_scale = res_scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,11 +68,11 @@ class Downsampler(nn.Module):
     def __init__(self, in_width: int, width: int, out_width: int, stages: int, stride: int, **stack: Any) -> None:
         super().__init__()
         self.down = nn.ModuleList(
-            nn.Conv1d(width if stage else in_width, width, 2 * stride, stride, stride // 2) for stage in range(stages)
+            Conv(width if stage else in_width, width, 2 * stride, stride, stride // 2) for stage in range(stages)
         )
         depth = stack.pop("depth")
         self.stacks = nn.ModuleList(ResidualStack(width, depth, **stack) for _ in range(stages))
-        self.out = nn.Conv1d(width, out_width, 3, padding=1)
+        self.out = Conv(width, out_width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         for down, stack in zip(self.down, self.stacks, strict=True):
@@ -66,7 +80,7 @@ class Downsampler(nn.Module):
         return self.out(x)
 
 
-class TransposedConv(nn.ConvTranspose1d):
+class TransposedConv(nn.Module):
     """From [B, in, T] to [B, out, T * stride], for an even stride: a transposed convolution of 2 * stride taps.
 
     Computed as one matrix product, each input with all taps, and a sum of what overlaps: on CPUs that takes less time
@@ -74,10 +88,13 @@ class TransposedConv(nn.ConvTranspose1d):
     """
 
     def __init__(self, in_width: int, out_width: int, stride: int) -> None:
-        super().__init__(in_width, out_width, 2 * stride, stride, stride // 2)
+        super().__init__()
+        plain = nn.ConvTranspose1d(in_width, out_width, 2 * stride, stride, stride // 2)
+        assert plain.bias is not None
+        self.weight, self.bias, self.stride = plain.weight, plain.bias, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        stride, half = self.stride[0], self.padding[0]
+        stride, half = self.stride, self.stride // 2
         products = x.transpose(1, 2) @ self.weight.transpose(1, 2).flatten(1)
         # [B, T, stride, out]: what goes to an input's own outputs, and to the next one's.
         own, ahead = products.unflatten(2, (2, stride, -1)).unbind(2)
@@ -91,12 +108,11 @@ class Upsampler(nn.Module):
 
     def __init__(self, in_width: int, width: int, out_width: int, stages: int, stride: int, **stack: Any) -> None:
         super().__init__()
-        self.into = nn.Conv1d(in_width, width, 3, padding=1)
+        self.into = Conv(in_width, width, 3, padding=1)
         depth = stack.pop("depth")
         self.stacks = nn.ModuleList(ResidualStack(width, depth, **stack) for _ in range(stages))
         self.up = nn.ModuleList(
-            TransposedConv(width, out_width if stage == stages - 1 else width, stride)
-            for stage in range(stages)
+            TransposedConv(width, out_width if stage == stages - 1 else width, stride) for stage in range(stages)
         )
 
     def forward(self, x: Tensor) -> Tensor:

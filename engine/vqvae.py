@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import VQVAEConfig
-from .convolution import Downsampler, ResidualStack, Upsampler
+from .convolution import Conv, Downsampler, ResidualStack, Upsampler
 
 
 class Encoder(nn.Module):
@@ -68,7 +68,7 @@ class Decoder(nn.Module):
             )
             for lower in range(level + 1)
         )
-        self.out = nn.Conv1d(config.code_dim, 1, 3, padding=1)
+        self.out = Conv(config.code_dim, 1, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
         x = latents

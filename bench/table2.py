@@ -15,11 +15,11 @@ from ..distill import valence
 from ..distill.labels import read_quadrants, split
 from ..distill.systems import TEACHER
 from .harness import Rows, add_options
-from .samples import sampled
+from .samples import CORPUS, sampled
 from .systems import add_work_options, opened, pieces_of
 
 # Those of the paper's table.
-SHOWN = ("corpus", TEACHER, "plain-18", "student-18")
+SHOWN = (*CORPUS, TEACHER, "plain-18", "student-18")
 
 
 def main(arguments: list[str] | None = None) -> int:

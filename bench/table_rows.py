@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from statistics import mean
 from typing import Any
 
 from ..distill.systems import SYSTEMS
@@ -165,21 +166,23 @@ def _by_system(records: list[Record]) -> list[tuple[str, list[Record]]]:
     return [(name, found) for name, found in named.items() if found]
 
 
+WORDS = {"corpus": "held-out songs", "codes": "held-out songs, from their codes"}
+
+
 def systems(records: list[Record]) -> Table:
     measured = [r for r in records if "bits" in r]
     levels = sorted({r["level"] for r in measured}, reverse=True)
-    words = {"corpus": "held-out songs", "codes": "held-out songs, from their codes"}
     rows = []
     for name, found in _by_system(records):
         of = {r["level"]: r for r in found if "bits" in r}
-        cells = [words.get(name, name), f"{sum(r['parameters'] for r in of.values()) / 1e6:.1f}" if of else NONE]
+        cells = [WORDS.get(name, name), f"{sum(r['parameters'] for r in of.values()) / 1e6:.1f}" if of else NONE]
         for key, form in (("steps", "d"), ("bits", ".2f"), ("kl", ".2f"), ("acceptance", ".2f")):
             values = [of.get(level, {}).get(key) for level in levels]
             told = " / ".join(NONE if value is None else format(value, form) for value in values)
             cells.append(told if any(value is not None for value in values) else NONE)
         cells.append(over_seeds([r["frechet"] for r in found if "frechet" in r], ".1f"))
         moods = [r["valence"] for r in found if "valence" in r]
-        cells.append(" / ".join(over_seeds([mood[c] for mood in moods], ".2f") for c in CLASSES) if moods else NONE)
+        cells.append(" / ".join(f"{mean(mood[c] for mood in moods):.2f}" for c in CLASSES) if moods else NONE)
         rows.append(cells)
     header = (
         "M parameters",
@@ -208,7 +211,7 @@ def table2(records: list[Record]) -> Table:
     for name, found in _by_system(records):
         scores = (over_seeds([r["valence"][c] for r in found]) for c in CLASSES)
         paper = " / ".join(f"{value:.3f}" for value in PAPER_TABLE_2[name]) if name in PAPER_TABLE_2 else NONE
-        rows.append((name, str(sum(r["samples"] for r in found)), *scores, paper))
+        rows.append((WORDS.get(name, name), str(sum(r["samples"] for r in found)), *scores, paper))
     said = [f"`python bench table2`: mean class scores over samples; the paper's are {' / '.join(CLASSES)}"]
     for r in (r for r in records if "pr_auc" in r):
         ours = f"PR-AUC {r['pr_auc']:.3f}, ROC-AUC {r['roc_auc']:.3f}"

@@ -201,7 +201,7 @@ def test_table2_beside_the_papers(tmp_path):
         tmp_path / "table2.jsonl", [row("student-18", 1, 0.4), judge, row("student-18", 2, 0.6), row("corpus", 1, 0.7)]
     )
     table = tables(tmp_path)["table2"]
-    assert table.rows[0] == ("corpus", "8", "0.700", "0.200", "0.300", "0.100", "0.735 / 0.074 / 0.097 / 0.099")
+    assert table.rows[0] == ("held-out songs", "8", "0.700", "0.200", "0.300", "0.100", "0.735 / 0.074 / 0.097 / 0.099")
     assert table.rows[1][:3] == ("student-18", "16", "0.500 ± 0.141")
     assert "40 held-out songs: PR-AUC 0.900, ROC-AUC 0.950" in table.note
 

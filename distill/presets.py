@@ -139,11 +139,11 @@ PRESETS: dict[str, Preset] = {
         # Students start from the teacher's layers, which are trained already.
         distillation=Distillation(copy_layers=True),
         # Made for two CPU cores: a step at 18 layers costs a quarter of one at 72. Some 4 to 9 million codes at each
-        # level at 18 layers, 1.2 million at 72, and 1.2 to 1.7 million for a student; 2.2 million for plain ones. The
+        # level at 18 layers, 1.2 million at 72, and 1.2 to 1.3 million for a student; 2.2 million for plain ones. The
         # longer a network has learned before it grows, the less its layers should be moved at once.
         epochs=(
             Epochs(teacher=0.03, layers=0.005, prediction=0.03, shallow=0.16, grown_rate=0.08, copied_rate=0.3),
-            Epochs(teacher=0.13, layers=0.026, prediction=0.15, shallow=1.0, grown_rate=0.08),
+            Epochs(teacher=0.13, layers=0.026, prediction=0.11, shallow=1.0, grown_rate=0.08),
             Epochs(teacher=0.52, layers=0.1, prediction=0.42, shallow=1.9, plain=0.93),
         ),
     ),

@@ -143,7 +143,7 @@ PRESETS: dict[str, Preset] = {
         # longer a network has learned before it grows, the less its layers should be moved at once.
         epochs=(
             Epochs(teacher=0.03, layers=0.005, prediction=0.03, shallow=0.16, grown_rate=0.08, copied_rate=0.3),
-            Epochs(teacher=0.13, layers=0.026, prediction=0.11, shallow=1.0, grown_rate=0.08),
+            Epochs(teacher=0.13, layers=0.026, prediction=0.11, shallow=1.0, grown_rate=0.08, copied_rate=0.5),
             Epochs(teacher=0.52, layers=0.1, prediction=0.42, shallow=1.9, plain=0.93),
         ),
     ),

@@ -112,7 +112,7 @@ def processes(device: torch.device, sharded: bool = False) -> Iterator[Processes
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), sharded)
-        # One that leaves while another still talks to it can end that one.
+        # None leaves before all have finished.
         dist.barrier()
     finally:
         dist.destroy_process_group()

@@ -103,12 +103,16 @@ class EagerDecoder:
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to decode: `missing(device, dtype)` says in a few words why it cannot run there, or None."""
+    """A way to decode: `missing(device, dtype)` says in a few words why it cannot run there, or None.
+
+    int8: it rounds the weights. automatic: it is taken without being asked for by name.
+    """
 
     name: str
     build: Callable[[Prior, int], Decoder]
     missing: Callable[[torch.device, torch.dtype], str | None]
     int8: bool = False
+    automatic: bool = True
 
 
 def _native(prior: Prior, batch: int) -> Decoder:
@@ -129,26 +133,26 @@ def _native_missing(device: torch.device, dtype: torch.dtype) -> str | None:
     return "it takes float32 priors" if dtype != torch.float32 else native.missing()
 
 
-# The fastest first. "auto" takes the first that can run and keeps the weights; "auto-int8" prefers to round them.
+# The fastest first.
 BACKENDS = (
+    # TODO: both of Triton's automatic, once `pytest -m gpu` has passed on a GPU.
+    Backend("triton", graph_decoder.GraphDecoder, graph_decoder.missing, automatic=False),
     Backend("native", _native, _native_missing),
-    Backend("eager", EagerDecoder, lambda device, dtype: None),
-    # TODO: first of all, once `pytest -m gpu` has passed on a GPU.
-    Backend("triton", graph_decoder.GraphDecoder, graph_decoder.missing),
+    Backend("triton-int8", graph_decoder.int8_decoder, graph_decoder.missing, int8=True, automatic=False),
     Backend("native-int8", _native_int8, _native_missing, int8=True),
-    Backend("triton-int8", graph_decoder.int8_decoder, graph_decoder.missing, int8=True),
+    Backend("eager", EagerDecoder, lambda device, dtype: None),
 )
 
 
 def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
-    """The backend called `name`; or the first of BACKENDS that can run on `device` with priors in `dtype`, where "auto"
-    puts those with int8 weights last and "auto-int8" puts them first.
+    """The backend called `name`; or the first automatic one that can run on `device` with priors in `dtype`: for "auto"
+    of those that keep the weights, for "auto-int8" of those that round them, if there is one.
 
     Raises:
         ValueError: there is none of that name, or it cannot run here; says why.
     """
     if name in ("auto", "auto-int8"):
-        found = [backend for backend in BACKENDS if backend.missing(device, dtype) is None]
+        found = [backend for backend in BACKENDS if backend.automatic and backend.missing(device, dtype) is None]
         return min(found, key=lambda backend: backend.int8 != (name == "auto-int8"))
     for backend in BACKENDS:
         if backend.name == name:

@@ -73,7 +73,7 @@ class Jukebox:
 
         device: "auto" is "cuda" where there is one, else "cpu". dtype: of the priors; by default float32 on CPUs and
         float16 elsewhere. backend: "auto" takes the fastest decoder that can run and keeps the weights as they are;
-        "auto-int8" the fastest with weights rounded to int8.
+        "auto-int8" the fastest with weights rounded to int8, or what "auto" takes where there is none.
 
         Raises:
             CheckpointError: not a checkpoint folder, or a damaged one.

@@ -1,12 +1,13 @@
 """The native decoder against the eager one, which is plain PyTorch: the same codes from the same seed."""
 
+import dataclasses
 import threading
 import time
 
 import pytest
 import torch
 from fastjukebox.engine.config import ConditionerConfig
-from fastjukebox.engine.decoder import EagerDecoder, LevelSampling, WindowTask, choose_backend
+from fastjukebox.engine.decoder import BACKENDS, EagerDecoder, LevelSampling, WindowTask, choose_backend
 from fastjukebox.engine.kv_cache import KVCache
 from fastjukebox.engine.native_decoder import NativeDecoder, TeamSize
 from fastjukebox.engine.patterns import Pattern
@@ -262,6 +263,15 @@ def test_int8_is_chosen_only_if_asked_for():
     assert choose_backend("auto-int8", torch.device("cpu"), torch.float32).name == "native-int8"
     # What cannot run with int8 weights runs with whole ones, and its name is told.
     assert choose_backend("auto-int8", torch.device("cpu"), torch.float16).name == "eager"
+
+
+@pytest.mark.parametrize("name", ["auto", "auto-int8"])
+def test_what_no_gpu_has_tested_is_taken_by_name_only(name, monkeypatch):
+    """As on a GPU: Triton can run, the native decoder cannot."""
+    on_gpu = [dataclasses.replace(b, missing=lambda *_: None) for b in BACKENDS if not b.name.startswith("native")]
+    monkeypatch.setattr("fastjukebox.engine.decoder.BACKENDS", on_gpu)
+    assert choose_backend(name, torch.device("cuda"), torch.float16).name == "eager"
+    assert choose_backend("triton-int8", torch.device("cuda"), torch.float16).name == "triton-int8"
 
 
 def test_conditioner_priors_sample_with_it():

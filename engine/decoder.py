@@ -59,6 +59,22 @@ class Decoder(Protocol):
         ...
 
 
+class OverlappingDecoder(Decoder, Protocol):
+    """A decoder that computes while other Python threads do, and takes in a prompt as it comes."""
+
+    def twin(self, threads: int) -> OverlappingDecoder:
+        """Another one with the same weights, for so many threads."""
+        ...
+
+    def begin(self, task: WindowTask) -> None:
+        """Take the task, whose prompt need not be there yet."""
+        ...
+
+    def extend(self, start: int, stop: int) -> None:
+        """Put positions `start` ... `stop` - 1 of the prompt into the cache, which holds those before."""
+        ...
+
+
 class EagerDecoder:
     """Plain PyTorch, step by step, on any device."""
 
@@ -105,7 +121,8 @@ class EagerDecoder:
 class Backend:
     """A way to decode: `missing(device, dtype)` says in a few words why it cannot run there, or None.
 
-    int8: it rounds the weights. automatic: it is taken without being asked for by name.
+    int8: it rounds the weights. automatic: it is taken without being asked for by name. overlapping: it builds
+    OverlappingDecoders.
     """
 
     name: str
@@ -113,6 +130,7 @@ class Backend:
     missing: Callable[[torch.device, torch.dtype], str | None]
     int8: bool = False
     automatic: bool = True
+    overlapping: bool = False
 
 
 def _native(prior: Prior, batch: int) -> Decoder:
@@ -137,9 +155,9 @@ def _native_missing(device: torch.device, dtype: torch.dtype) -> str | None:
 BACKENDS = (
     # TODO: both of Triton's automatic, once `pytest -m gpu` has passed on a GPU.
     Backend("triton", graph_decoder.GraphDecoder, graph_decoder.missing, automatic=False),
-    Backend("native", _native, _native_missing),
+    Backend("native", _native, _native_missing, overlapping=True),
     Backend("triton-int8", graph_decoder.int8_decoder, graph_decoder.missing, int8=True, automatic=False),
-    Backend("native-int8", _native_int8, _native_missing, int8=True),
+    Backend("native-int8", _native_int8, _native_missing, int8=True, overlapping=True),
     Backend("eager", EagerDecoder, lambda device, dtype: None),
 )
 

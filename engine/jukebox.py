@@ -209,23 +209,7 @@ class Jukebox:
         """
         sampling = self._prepare(params, codes)
         run = self._create_run(sampling, run_dir, overwrite, output)
-        level = params.level
-        step, margin = self.vqvae.block_codes(level)
-        length, sent = sampling.plans[level].length, 0
-
-        def ready() -> Iterator[Tensor]:
-            nonlocal sent
-            filled = sampling.filled[level]
-            while sent < length and (filled >= length or filled >= sent + step + margin):
-                stop = min(sent + step, length)
-                yield self._audio(sampling, sent, stop)
-                sent = stop
-
-        yield from ready()
-        for _ in sampling.run(self.prior, self.backend, "time", progress):
-            if run:
-                run.save([codes[:, :filled] for codes, filled in zip(sampling.codes, sampling.filled, strict=True)])
-            yield from ready()
+        yield from self._chunks(sampling, run, "time", progress)
 
     @classmethod
     def resume(cls, run_dir: str | Path, progress: ProgressCallback | None = None) -> Result:
@@ -285,19 +269,39 @@ class Jukebox:
         return Run.create(Path(run_dir), request, known, overwrite)
 
     def _finish(self, sampling: Sampling, run: Run | None, order: str, progress: ProgressCallback | None) -> Result:
-        for _ in sampling.run(self.prior, self.backend, order, progress):
-            if run:
-                run.save([codes[:, :filled] for codes, filled in zip(sampling.codes, sampling.filled, strict=True)])
-        level = sampling.params.level
-        audio = self._audio(sampling, 0, sampling.plans[level].length)
+        audio = torch.cat(list(self._chunks(sampling, run, order, progress)), dim=1)
         codes = [codes[:, :filled] for codes, filled in zip(sampling.codes, sampling.filled, strict=True)]
         return Result(audio, self.sample_rate, codes)
+
+    def _chunks(
+        self, sampling: Sampling, run: Run | None, order: str, progress: ProgressCallback | None
+    ) -> Iterator[Tensor]:
+        """Samples, saves, and decodes to audio what can be: blocks as soon as their codes and the margin are there."""
+        level = sampling.params.level
+        step, margin = self.vqvae.block_codes(level)
+        length, sent = sampling.plans[level].length, 0
+        overlapped = self.backend.overlapping and self._keeps_priors and torch.get_num_threads() > 1
+
+        def ready() -> Iterator[Tensor]:
+            nonlocal sent
+            filled = sampling.filled[level]
+            while sent < length and (filled >= length or filled >= sent + step + margin):
+                stop = min(sent + step, length)
+                yield self._audio(sampling, sent, stop)
+                sent = stop
+
+        yield from ready()
+        for _ in sampling.run(self.prior, self.backend, order, progress, overlapped):
+            if run:
+                run.save([codes[:, :filled] for codes, filled in zip(sampling.codes, sampling.filled, strict=True)])
+            yield from ready()
 
     def _audio(self, sampling: Sampling, start: int, stop: int) -> Tensor:
         """Audio of codes start ... stop - 1 of the level that is decoded, cut at the requested length."""
         level = sampling.params.level
         codes = sampling.codes[level][:, : sampling.plans[level].length].to(self.device)
-        audio = self.vqvae.decode(codes, level, start, stop).cpu()
+        with sampling.core():
+            audio = self.vqvae.decode(codes, level, start, stop).cpu()
         offset = start * self.config.vqvae.samples_per_code(level)
         return audio[:, : max(0, sampling.samples - offset)]
 

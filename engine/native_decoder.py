@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections import deque
@@ -83,10 +84,7 @@ class NativeDecoder:
             raise ValueError(f"the native decoder takes FP32 priors on the CPU, not {prior.dtype} on {prior.device}")
         config = prior.config
         self.prior = prior
-        self.cache = [
-            native.LayerCache(batch, config.heads, num_slots(pattern, config), config.head_dim)
-            for pattern in config.layer_patterns
-        ]
+        self.cache = self._new_cache(batch)
         self.team = TeamSize(torch.get_num_threads())
         # Of a prompt, as many as a call takes in.
         self.prompt_positions = config.row_len
@@ -108,25 +106,45 @@ class NativeDecoder:
             res_scale=config.res_scale,
         )
 
+    def _new_cache(self, batch: int) -> list[native.LayerCache]:
+        config = self.prior.config
+        return [
+            native.LayerCache(batch, config.heads, num_slots(pattern, config), config.head_dim)
+            for pattern in config.layer_patterns
+        ]
+
+    def twin(self, threads: int) -> NativeDecoder:
+        other = copy.copy(self)
+        other.cache = self._new_cache(len(self.cache[0].keys))
+        other.model = self.model.with_cache(other.cache)
+        other.team = TeamSize(threads)
+        return other
+
     def prefill(self, task: WindowTask) -> None:
+        self.begin(task)
+        self.extend(0, task.prompt_len)
+
+    def begin(self, task: WindowTask) -> None:
         self.task = task
+
+    def extend(self, start: int, stop: int) -> None:
+        task, row_len = self.task, self.prior.config.row_len
         native.rest_pytorch_threads()
         # A first call tells how long a row of the window takes.
-        row_len, start = self.prior.config.row_len, 0
-        while start < task.prompt_len:
-            stop = min(start + self.prompt_positions, task.prompt_len)
+        while start < stop:
+            last = min(start + self.prompt_positions, stop)
             begun = time.perf_counter()
             self.model.prefill(
                 task.codes,
                 start,
-                stop,
+                last,
                 frame_cond=task.frame_cond,
                 start_cond=task.start_cond,
                 threads=self.team.best,
             )
-            seconds = (time.perf_counter() - begun) / (stop - start)
+            seconds = (time.perf_counter() - begun) / (last - start)
             self.prompt_positions = max(1, int(self.SECONDS_PER_CALL / seconds) // row_len) * row_len
-            start = stop
+            start = last
 
     def run(self, start: int, stop: int) -> None:
         task = self.task

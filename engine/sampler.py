@@ -6,12 +6,14 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from . import overlap
 from .config import JukeboxConfig
 from .decoder import Backend, Decoder, LevelSampling, WindowTask
 from .prior import Prior
@@ -74,6 +76,12 @@ class SamplingParams:
             for one in value if isinstance(value, tuple) else () if value is None else (value,):
                 if not valid(one):
                     raise ValueError(f"{name} must be {rule}, not {one}")
+
+    @property
+    def batches(self) -> list[range]:
+        """The samples that are decoded together, counted from 0."""
+        starts = range(0, self.num_samples, self.batch_size)
+        return [range(first, min(first + self.batch_size, self.num_samples)) for first in starts]
 
     def per_level(self, name: str, levels: int) -> tuple[float, ...]:
         """The setting `name` of every level, the finest first. Raises ValueError on a wrong number of them."""
@@ -150,6 +158,8 @@ class Sampling:
             room = torch.zeros(params.num_samples, max(plan.length, codes.shape[1]), dtype=torch.long)
             room[:, : codes.shape[1]] = codes
             self.codes.append(room)
+        # Whoever computes while windows are under way holds a core.
+        self.core: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
         self.settings = [
             LevelSampling(temperature, int(top_k), top_p)
             for temperature, top_k, top_p in zip(
@@ -165,11 +175,23 @@ class Sampling:
         return list(schedule(plans, order, self.params.level))
 
     def run(
-        self, priors: PriorSource, backend: Backend, order: str = "level", progress: ProgressCallback | None = None
+        self,
+        priors: PriorSource,
+        backend: Backend,
+        order: str = "level",
+        progress: ProgressCallback | None = None,
+        overlapped: bool = False,
     ) -> Iterator[Window]:
-        """Sample window after window; each is yielded when its codes are in `codes`, complete."""
+        """Sample window after window; each is yielded when its codes are in `codes`, complete. With `overlapped`,
+        windows of all levels are under way at the same time (see overlap.py), in whatever order; the codes are the
+        same."""
         windows = self.windows(order)
         meter = _Meter(windows, self.config, self.params.num_samples, progress)
+        if overlapped:
+            for window in overlap.run(self, windows, priors, backend, meter.add):
+                self.filled[window.level] = window.stop
+                yield window
+            return
         decoders: dict[int, Decoder] = {}
         for window in windows:
             level = window.level
@@ -179,49 +201,53 @@ class Sampling:
             # The old prior goes before the new one comes.
             prior = None
             prior = priors(level, resident=order == "time")
-            batch = min(self.params.batch_size, self.params.num_samples)
             if level not in decoders:
-                decoders[level] = backend.build(prior, batch)
-            for first in range(0, self.params.num_samples, batch):
-                rows = slice(first, min(first + batch, self.params.num_samples))
-                self._window(window, rows, prior, decoders[level], meter)
+                decoders[level] = backend.build(prior, len(self.params.batches[0]))
+            for items in self.params.batches:
+                task = self.task(window, items, prior)
+                decoders[level].prefill(task)
+                for first, stop in self.parts(window):
+                    decoders[level].run(first - window.start, stop - window.start)
+                    meter.add(level, (stop - first) * len(items))
+                self.keep(task, items, window.first, window.stop)
             self.filled[level] = window.stop
             yield window
 
-    def _window(self, window: Window, rows: slice, prior: Prior, decoder: Decoder, meter: _Meter) -> None:
-        level, device = window.level, prior.device
-        codes = torch.zeros(rows.stop - rows.start, prior.config.context_len, dtype=torch.long)
+    def task(self, window: Window, items: range, prior: Prior) -> WindowTask:
+        """What a decoder is given for some items of a window: the condition, and the prompt as far as it is there."""
+        level, device, rows = window.level, prior.device, slice(items.start, items.stop)
+        codes = torch.zeros(len(items), prior.config.context_len, dtype=torch.long)
         codes[:, : window.first - window.start] = self.codes[level][rows, window.start : window.first]
-        codes = codes.to(device)
         frame_cond = None
         if prior.config.conditioner:
             ratio = prior.config.conditioner.upper_ratio
             upper = self.codes[level + 1][rows, window.start // ratio : window.upper_needed]
-            with torch.inference_mode(), _threads_for(prior.conditioner):
+            with torch.inference_mode(), threads_for(prior.conditioner):
                 frame_cond = prior.condition(upper.to(device))
-        decoder.prefill(
-            WindowTask(
-                codes=codes,
-                prompt_len=window.first - window.start,
-                items=torch.arange(rows.start, rows.stop, device=device) + self.params.first_item,
-                seed=self.params.seed,
-                level=level,
-                offset=window.start,
-                sampling=self.settings[level],
-                frame_cond=frame_cond,
-            )
+        return WindowTask(
+            codes=codes.to(device),
+            prompt_len=window.first - window.start,
+            items=torch.arange(items.start, items.stop, device=device) + self.params.first_item,
+            seed=self.params.seed,
+            level=level,
+            offset=window.start,
+            sampling=self.settings[level],
+            frame_cond=frame_cond,
         )
-        for pos in range(window.first, window.stop, self.REPORT_EVERY):
-            stop = min(pos + self.REPORT_EVERY, window.stop)
-            decoder.run(pos - window.start, stop - window.start)
-            meter.add(level, (stop - pos) * len(codes))
-        self.codes[level][rows, window.first : window.stop] = codes[
-            :, window.first - window.start : window.stop - window.start
-        ].cpu()
+
+    def parts(self, window: Window) -> Iterator[tuple[int, int]]:
+        """What a window samples, a progress report's worth at a time."""
+        for first in range(window.first, window.stop, self.REPORT_EVERY):
+            yield first, min(first + self.REPORT_EVERY, window.stop)
+
+    def keep(self, task: WindowTask, items: range, first: int, stop: int) -> None:
+        """Take over the codes `first` ... `stop` - 1 that a decoder wrote."""
+        found = task.codes[:, first - task.offset : stop - task.offset]
+        self.codes[task.level][items.start : items.stop, first:stop] = found.cpu()
 
 
 @contextlib.contextmanager
-def _threads_for(network: torch.nn.Module | None) -> Iterator[None]:
+def threads_for(network: torch.nn.Module | None) -> Iterator[None]:
     """One thread of PyTorch for a small network: between the decoder's runs, waking others up takes longer than they
     save."""
     threads = torch.get_num_threads()

@@ -11,6 +11,7 @@ in an instruction, and exactly.
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import importlib.machinery
 import mmap
@@ -266,6 +267,16 @@ class NativeModel:
             head=head,
             layers=self._layers,
         )
+
+    def with_cache(self, cache: Sequence[LayerCache]) -> NativeModel:
+        """The same weights with a cache of its own, one for each layer; the caller keeps it."""
+        other = copy.copy(self)
+        other._layers = type(self._layers)(*self._layers)
+        for layer, own in zip(other._layers, cache, strict=True):
+            layer.keys, layer.values = own.keys.data_ptr(), own.values.data_ptr()
+        other._model = _Model.from_buffer_copy(self._model)
+        other._model.layers = other._layers
+        return other
 
     def decode(
         self,

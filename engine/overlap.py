@@ -1,0 +1,181 @@
+"""Windows of all levels at the same time, for small networks on several cores.
+
+A decode step of a small network is too short to be shared: threads that meet twice a layer gain little. But steps of
+different windows are there to be computed side by side. Each level has two decoders with the same weights, in turns:
+while one samples a window, the other prepares the next, whose prompt comes code by code, and begins where the first
+ends. So a core samples the bottom level without pause, and what else there is to do, prompts, conditions and the levels
+above, is done by the others in time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+if TYPE_CHECKING:
+    from .decoder import Backend, OverlappingDecoder
+    from .prior import Prior
+    from .sampler import PriorSource, Sampling
+    from .windows import Window
+
+# Positions of a prompt that are taken in at once.
+PROMPT_PART = 64
+
+
+class _Stopped(Exception):
+    """The request ended early."""
+
+
+class _Board:
+    """What the threads of a request tell each other: how many codes there are, and who may compute."""
+
+    def __init__(self, cores: int, filled: Sequence[int], batches: int) -> None:
+        self.free, self.waiting = cores, list[int]()
+        # Codes of each level, for each batch of samples.
+        self.filled = [[count] * batches for count in filled]
+        self.stopped = False
+        self.changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def core(self, rank: int) -> Iterator[None]:
+        """Holds a core; of those that wait, the one of least rank goes first."""
+        with self.changed:
+            self._take(rank)
+        try:
+            yield
+        finally:
+            with self.changed:
+                self._leave()
+
+    def give_way(self, rank: int) -> None:
+        """Lets those that wait with less than the holder's rank go first."""
+        with self.changed:
+            if self.stopped or (self.waiting and min(self.waiting) < rank):
+                self._leave()
+                self._take(rank)
+
+    def _take(self, rank: int) -> None:
+        self.waiting.append(rank)
+        self.changed.wait_for(lambda: self.stopped or (self.free and rank == min(self.waiting)))
+        self.waiting.remove(rank)
+        self.free -= 1
+        self.changed.notify_all()
+
+    def _leave(self) -> None:
+        self.free += 1
+        self.changed.notify_all()
+        if self.stopped:
+            raise _Stopped
+
+    def wait(self, level: int, batch: int, needed: int) -> None:
+        """Until there are so many codes."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.stopped or self.filled[level][batch] >= needed)
+            if self.stopped:
+                raise _Stopped
+
+    def fill(self, level: int, batch: int, count: int) -> None:
+        with self.changed:
+            self.filled[level][batch] = count
+            self.changed.notify_all()
+
+    def stop(self) -> None:
+        with self.changed:
+            self.stopped = True
+            self.changed.notify_all()
+
+
+class _Overlap:
+    def __init__(self, sampling: Sampling, threads: int) -> None:
+        # Of each decoder: on many cores there is more than one for each window.
+        self.team = max(1, threads // 2)
+        self.sampling = sampling
+        self.board = _Board(threads // self.team, sampling.filled, len(sampling.params.batches))
+        # For the caller's thread: codes sampled at a level, a window done, or what went wrong.
+        self.events: SimpleQueue[tuple[int, int] | Window | BaseException] = SimpleQueue()
+
+    def samples(self, windows: Sequence[Window], prior: Prior, decoder: OverlappingDecoder) -> None:
+        """One thread's life."""
+        torch.set_num_threads(1)
+        try:
+            for window in windows:
+                for batch, items in enumerate(self.sampling.params.batches):
+                    self.window(window, batch, items, prior, decoder)
+                self.events.put(window)
+        except _Stopped:
+            pass
+        except BaseException as error:
+            self.events.put(error)
+
+    def window(self, window: Window, batch: int, items: range, prior: Prior, decoder: OverlappingDecoder) -> None:
+        level, sampling, board = window.level, self.sampling, self.board
+        # Nearest to the audio first, and sampling before preparing.
+        sample_rank, prepare_rank = 2 * level, 2 * level + 1
+        if window.upper_needed:
+            board.wait(level + 1, batch, window.upper_needed)
+        with board.core(prepare_rank):
+            task = sampling.task(window, items, prior)
+        decoder.begin(task)
+        for start in range(window.start, window.first, PROMPT_PART):
+            stop = min(start + PROMPT_PART, window.first)
+            board.wait(level, batch, stop)
+            own = slice(start - window.start, stop - window.start)
+            task.codes[:, own] = sampling.codes[level][items.start : items.stop, start:stop]
+            with board.core(prepare_rank):
+                decoder.extend(own.start, own.stop)
+        with board.core(sample_rank):
+            for first, stop in sampling.parts(window):
+                decoder.run(first - window.start, stop - window.start)
+                sampling.keep(task, items, first, stop)
+                board.fill(level, batch, stop)
+                self.events.put((level, (stop - first) * len(items)))
+                board.give_way(sample_rank)
+
+
+def run(
+    sampling: Sampling,
+    windows: Sequence[Window],
+    priors: PriorSource,
+    backend: Backend,
+    sampled: Callable[[int, int], None],
+) -> Iterator[Window]:
+    """Sample `windows`; each is yielded when its codes are in `sampling.codes`, complete. `backend` is an overlapping
+    one. `sampled(level, codes)` is called, from the caller's thread, for every few codes.
+
+    Until the end PyTorch has one thread in each Python thread, the caller's too.
+    """
+    threads = torch.get_num_threads()
+    overlap, workers = _Overlap(sampling, threads), list[threading.Thread]()
+    # What the caller computes with the first codes is as urgent as preparing the next.
+    sampling.core = lambda: overlap.board.core(2 * sampling.params.level + 1)
+    torch.set_num_threads(1)
+    try:
+        # What others wait for begins first.
+        for level in sorted({window.level for window in windows}, reverse=True):
+            prior, own = priors(level, resident=True), [window for window in windows if window.level == level]
+            decoder = cast("OverlappingDecoder", backend.build(prior, len(sampling.params.batches[0])))
+            for turn in range(min(2, len(own))):
+                arguments = own[turn::2], prior, decoder.twin(overlap.team)
+                workers.append(threading.Thread(target=overlap.samples, args=arguments, daemon=True))
+                workers[-1].start()
+        left = len(windows)
+        while left:
+            event = overlap.events.get()
+            if isinstance(event, BaseException):
+                raise event
+            if isinstance(event, tuple):
+                sampled(*event)
+            else:
+                left -= 1
+                yield event
+    finally:
+        overlap.board.stop()
+        for worker in workers:
+            worker.join()
+        sampling.core = contextlib.nullcontext
+        torch.set_num_threads(threads)

@@ -6,18 +6,20 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..engine import checkpoint
 from ..engine.config import JukeboxConfig
-from ..engine.decoder import Backend, Decoder, WindowTask
+from ..engine.decoder import WindowTask
 from ..engine.jukebox import Jukebox
 from ..engine.prior import Prior
 from ..engine.sampler import Sampling, SamplingParams
 from ..engine.vqvae import VQVAE
 
-PARTS = ("decode", "prefill", "vqvae", "file", "rest")
+PARTS = ("decode", "prefill", "condition", "vqvae", "file")
 
 
 @dataclass
@@ -30,31 +32,47 @@ class LevelCost:
     steps: int = 0
     decode: float = 0.0
 
-    def at(self, windows: int, steps: int) -> tuple[float, float]:
-        """Seconds of prompts and of decoding for more windows and steps; all windows but the first have a prompt, and
-        the mean one is as long as here."""
+    def __add__(self, other: LevelCost) -> LevelCost:
+        return LevelCost(*(one + two for one, two in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
+
+    def at(self, windows: int, steps: int) -> float:
+        """Seconds for more windows and steps; all windows but the first have a prompt, the mean one as long as here."""
         prompts = self.prefill / self.prompted * (windows - 1) if self.prompted else 0.0
-        return prompts, self.decode / self.steps * steps
+        return prompts + self.decode / self.steps * steps
 
 
 class Timed:
-    """A decoder whose prefill and run are timed, to the end of the work they start."""
+    """A decoder whose work is timed, to the end of what it starts; `costs` gets an entry for each window."""
 
-    def __init__(self, decoder: Decoder, device: torch.device, costs: dict[int, LevelCost]) -> None:
+    def __init__(self, decoder: Any, device: torch.device, costs: list[tuple[int, LevelCost]]) -> None:
         self.decoder, self.device, self.costs = decoder, device, costs
+
+    def twin(self, threads: int) -> Timed:
+        return Timed(self.decoder.twin(threads), self.device, self.costs)
 
     def _wait(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
+    def _open(self, task: WindowTask) -> None:
+        self.cost = LevelCost(windows=1, prompted=int(task.prompt_len > 0))
+        self.costs.append((task.level, self.cost))
+
     def prefill(self, task: WindowTask) -> None:
-        self.cost = self.costs.setdefault(task.level, LevelCost())
+        self._open(task)
         begun = self._wait()
         self.decoder.prefill(task)
         self.cost.prefill += self._wait() - begun
-        self.cost.windows += 1
-        self.cost.prompted += task.prompt_len > 0
+
+    def begin(self, task: WindowTask) -> None:
+        self._open(task)
+        self.decoder.begin(task)
+
+    def extend(self, start: int, stop: int) -> None:
+        begun = time.perf_counter()
+        self.decoder.extend(start, stop)
+        self.cost.prefill += time.perf_counter() - begun
 
     def run(self, start: int, stop: int) -> None:
         begun = self._wait()
@@ -65,10 +83,11 @@ class Timed:
 
 @dataclass
 class Spent:
-    """Seconds of one request; `vqvae` and `file` are the same work done once more apart, `rest` is what remains:
-    conditioners, and building the decoders."""
+    """Seconds of one request, and of its parts, which may overlap; `vqvae` and `file` are the same work done once more
+    apart."""
 
     total: float
+    condition: float
     vqvae: float
     file: float
     levels: dict[int, LevelCost]
@@ -82,10 +101,6 @@ class Spent:
         return sum(cost.prefill for cost in self.levels.values())
 
     @property
-    def rest(self) -> float:
-        return self.total - self.decode - self.prefill - self.vqvae - self.file
-
-    @property
     def steps(self) -> int:
         return sum(cost.steps for cost in self.levels.values())
 
@@ -94,11 +109,13 @@ class Spent:
         return sum(cost.windows for cost in self.levels.values())
 
     def extrapolated(self, wanted: dict[int, tuple[int, int]], longer: float) -> float:
-        """Seconds of a request `longer` times as long, with `wanted` windows and steps of each level: prompts and steps
-        at each level's cost, the rest by the number of windows, VQ-VAE and file by the length."""
+        """Seconds of a request `longer` times as long, with `wanted` windows and steps of each level: as much more as
+        its parts take, prompts and steps at each level's cost, conditions by the number of windows, VQ-VAE and file by
+        the length."""
         windows = sum(count for count, _ in wanted.values())
-        total = (self.vqvae + self.file) * longer + self.rest * windows / self.windows
-        return total + sum(sum(self.levels[level].at(*counts)) for level, counts in wanted.items())
+        work = sum(self.levels[level].at(*counts) for level, counts in wanted.items())
+        work += self.condition * windows / self.windows + (self.vqvae + self.file) * longer
+        return self.total * work / sum(getattr(self, part) for part in PARTS)
 
 
 class Stack:
@@ -115,18 +132,30 @@ class Stack:
         self.file, self.seconds, self.seed = folder / "out.wav", seconds, 0
         chosen = self.jukebox.backend
         self.backend, self.requests = chosen.name, list[Spent]()
-        self.jukebox.backend = Backend(
-            chosen.name,
-            lambda prior, batch: Timed(chosen.build(prior, batch), prior.device, self.costs),
-            chosen.missing,
+        self.jukebox.backend = dataclasses.replace(
+            chosen, build=lambda prior, batch: Timed(chosen.build(prior, batch), prior.device, self.costs)
         )
         for prior in config.priors:
-            self.jukebox.prior(prior.level)
+            self._time_conditions(self.jukebox.prior(prior.level))
+
+    def _time_conditions(self, prior: Prior) -> None:
+        condition = prior.condition
+
+        def timed(upper_codes: Tensor) -> Tensor:
+            begun = time.perf_counter()
+            found = condition(upper_codes)
+            if found.is_cuda:
+                torch.cuda.synchronize(found.device)
+            self.conditions.append(time.perf_counter() - begun)
+            return found
+
+        prior.condition = timed
 
     def request(self) -> None:
         """One piece, another with each call."""
         self.seed += 1
-        self.costs: dict[int, LevelCost] = {}
+        self.costs: list[tuple[int, LevelCost]] = []
+        self.conditions: list[float] = []
         begun = time.perf_counter()
         result = self.jukebox.sample(SamplingParams(seconds=self.seconds, seed=self.seed))
         result.save(self.file)
@@ -135,7 +164,11 @@ class Stack:
         audio = self.jukebox.decode(result.codes[0])
         decoded = time.perf_counter()
         dataclasses.replace(result, audio=audio).save(self.file)
-        self.requests.append(Spent(total, decoded - begun, time.perf_counter() - decoded, self.costs))
+        saved = time.perf_counter()
+        levels: dict[int, LevelCost] = {}
+        for level, cost in self.costs:
+            levels[level] = levels.get(level, LevelCost()) + cost
+        self.requests.append(Spent(total, sum(self.conditions), decoded - begun, saved - decoded, levels))
 
     def work(self, seconds: float) -> dict[int, tuple[int, int]]:
         """Windows and steps of each level in a request of so many seconds."""

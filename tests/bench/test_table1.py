@@ -23,8 +23,16 @@ def test_rows_of_three_depths(tmp_path, capsys):
 
 def test_a_request_as_long_as_itself_takes_as_long():
     cost = request_parts.LevelCost(windows=4, prompted=3, prefill=0.6, steps=100, decode=2.0)
-    spent = request_parts.Spent(total=4.0, vqvae=0.5, file=0.1, levels={0: cost})
-    assert abs(spent.rest - 0.8) < 1e-9
+    spent = request_parts.Spent(total=2.0, condition=0.8, vqvae=0.5, file=0.1, levels={0: cost})
     assert abs(spent.extrapolated({0: (4, 100)}, 1.0) - spent.total) < 1e-9
-    # Three prompts become six, steps, VQ-VAE, file double; seven windows of four for the rest.
-    assert abs(spent.extrapolated({0: (7, 200)}, 2.0) - (1.2 + 4.0 + 1.2 + 0.8 * 7 / 4)) < 1e-9
+    # Three prompts become six, steps, VQ-VAE, file double; seven windows of four for conditions. Half of it overlaps.
+    assert abs(spent.extrapolated({0: (7, 200)}, 2.0) - (1.2 + 4.0 + 1.2 + 0.8 * 7 / 4) / 2) < 1e-9
+
+
+def test_windows_that_overlap_are_counted_once(tmp_path):
+    path = tmp_path / "t.jsonl"
+    words = ["--sizes", "tiny", "--audio-seconds", "0.05", "--rounds", "1", "--threads", "2", "--device", "cpu"]
+    assert table1.main([*words, "--backends", "native", "eager", "--json", str(path)]) == 0
+    native, eager = (row for row in harness.read(path) if row["depth"] == 18)
+    assert [native[count] for count in ("steps", "windows")] == [eager[count] for count in ("steps", "windows")]
+    assert all(native[f"{part}_s"]["p50"] > 0 for part in table1.PARTS)

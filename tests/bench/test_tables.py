@@ -109,7 +109,7 @@ def test_peers_have_the_peers_that_were_timed(tmp_path):
 
 def test_table1_compares_with_the_paper(tmp_path):
     def row(depth, speed_up, paper):
-        parts = {f"{part}_s": q(depth / 10) for part in ("decode", "prefill", "vqvae", "rest")}
+        parts = {f"{part}_s": q(depth / 10) for part in ("decode", "prefill", "condition", "vqvae")}
         fields = {
             "bench": "table1",
             "backend": "native",

@@ -111,8 +111,19 @@ def table1(records: list[Record]) -> Table:
         parts = (f"{r[f'{part}_s']['p50']:.2f} s" for part in ("decode", "prefill", "condition", "vqvae"))
         rows.append((layers, *speed_up, cell(r["real_time"]), *parts))
     said = " and ".join(f"`python bench table1 --sizes {s} --audio-seconds {a:g}`" for s, a in sorted(kinds))
-    counted = "a whole request with random weights; speed-ups within rounds, parts overlap. The paper has 60 s on a P100"
-    header = ("layers, decoder", "speed-up", "the paper's", "of real time", "decoding", "prompts", "conditions", "VQ-VAE")
+    counted = (
+        "a whole request with random weights; speed-ups within rounds, parts overlap. The paper has 60 s on a P100"
+    )
+    header = (
+        "layers, decoder",
+        "speed-up",
+        "the paper's",
+        "of real time",
+        "decoding",
+        "prompts",
+        "conditions",
+        "VQ-VAE",
+    )
     return table_of("table1", "Table 1 of the paper, end to end", header, rows, f"{said}: {counted}")
 
 

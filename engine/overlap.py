@@ -128,6 +128,8 @@ class _Overlap:
             task.codes[:, own] = sampling.codes[level][items.start : items.stop, start:stop]
             with board.core(prepare_rank):
                 decoder.extend(own.start, own.stop)
+        # Codes are counted from the left, so windows without a prompt wait for those before, too.
+        board.wait(level, batch, window.first)
         with board.core(sample_rank):
             for first, stop in sampling.parts(window):
                 decoder.run(first - window.start, stop - window.start)

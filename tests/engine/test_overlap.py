@@ -1,0 +1,143 @@
+"""Windows of all levels at the same time: the codes of one after another, and no thread outlives its request."""
+
+import dataclasses
+import threading
+import time
+
+import pytest
+import torch
+from fastjukebox.engine import Jukebox, SamplingParams, overlap
+from fastjukebox.engine.native_decoder import NativeDecoder
+from fastjukebox.kernels import native
+from native_cases import decode, make_prior, make_task
+
+pytestmark = pytest.mark.skipif(native.missing() is not None, reason=f"native decoder: {native.missing()}")
+PARAMS = SamplingParams(seconds=27 * 128 / 44100, seed=5, num_samples=3, batch_size=2, hop_fraction=(0.75, 0.75, 0.5))
+
+
+@pytest.fixture
+def jukebox(tiny_model):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield Jukebox.from_pretrained(tiny_model, backend="native")
+    assert torch.get_num_threads() == 2
+    assert not [thread for thread in threading.enumerate() if "samples" in thread.name]
+    torch.set_num_threads(before)
+
+
+def one_after_another(jukebox, *args, **options):
+    torch.set_num_threads(1)
+    try:
+        return jukebox.sample(*args, **options)
+    finally:
+        torch.set_num_threads(2)
+
+
+def assert_same(result, expected):
+    for codes, wanted in zip(result.codes, expected.codes, strict=True):
+        assert torch.equal(codes, wanted)
+    assert torch.equal(result.audio, expected.audio)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5])
+@pytest.mark.parametrize(
+    "changes", [{}, {"level": 1}, {"hop_fraction": 1.0}, {"num_samples": 1, "top_p": 0.8}, {"seconds": 0.01}]
+)
+def test_the_codes_are_those_of_one_window_after_another(jukebox, changes, threads, monkeypatch):
+    params = dataclasses.replace(PARAMS, **changes)
+    expected = one_after_another(jukebox, params)
+    used = []
+    monkeypatch.setattr(overlap, "run", lambda *args, run=overlap.run: (used.append(1), run(*args))[1])
+    torch.set_num_threads(threads)
+    assert_same(jukebox.sample(params), expected)
+    assert used
+    torch.set_num_threads(2)
+
+
+def test_from_codes_of_any_length(jukebox):
+    torch.manual_seed(0)
+    for lengths in ((0, 40, 10), (430, 0, 0), (100, 70, 27), (0, 0, 26)):
+        codes = [torch.randint(37, (3, length)) for length in lengths]
+        assert_same(jukebox.sample(PARAMS, codes), one_after_another(jukebox, PARAMS, codes))
+
+
+def test_every_code_is_reported_once_from_the_callers_thread(jukebox):
+    seen = []
+    result = jukebox.sample(PARAMS, progress=lambda progress: seen.append((progress, threading.current_thread())))
+    assert seen[-1][0].done == seen[-1][0].total == sum(codes.numel() for codes in result.codes)
+    assert {thread for _, thread in seen} == {threading.current_thread()}
+
+
+@pytest.mark.parametrize("part", ["begin", "extend", "run"])
+def test_what_goes_wrong_in_a_thread_reaches_the_caller(jukebox, part, monkeypatch):
+    calls = []
+
+    def broken(*args):
+        calls.append(args)
+        if len(calls) > 3:
+            raise MemoryError("no room")
+        return before(*args)
+
+    before = getattr(NativeDecoder, part)
+    monkeypatch.setattr(NativeDecoder, part, broken)
+    with pytest.raises(MemoryError, match="no room"):
+        jukebox.sample(PARAMS)
+
+
+def test_stopped_anywhere_and_resumed_equals_undisturbed(jukebox, tmp_path):
+    expected = jukebox.sample(PARAMS)
+    for stop_at in (1, 300, 900, 1600):
+
+        def stop(progress, stop_at=stop_at):
+            if progress.done >= stop_at:
+                raise KeyboardInterrupt
+
+        folder = tmp_path / str(stop_at)
+        with pytest.raises(KeyboardInterrupt):
+            jukebox.sample(PARAMS, run_dir=folder, progress=stop)
+        assert_same(Jukebox.resume(folder), expected)
+
+
+def test_a_stream_that_nobody_wants_any_more_ends(tiny_model, jukebox):
+    chunks = jukebox.stream(dataclasses.replace(PARAMS, num_samples=1, seconds=0.5))
+    next(chunks)
+    chunks.close()
+
+
+def test_cores_go_to_the_least_rank_and_no_more_of_them_than_there_are():
+    board, order, at_once, most = overlap._Board(1, [0], 1), [], [], []
+
+    def work(rank):
+        with board.core(rank):
+            at_once.append(rank)
+            most.append(len(at_once))
+            order.append(rank)
+            time.sleep(0.01)
+            at_once.remove(rank)
+
+    with board.core(9):
+        threads = [threading.Thread(target=work, args=(rank,)) for rank in (3, 1, 4, 1)]
+        for thread in threads:
+            thread.start()
+        while len(board.waiting) < 4:
+            time.sleep(0.001)
+        # The holder goes on only when nobody more urgent waits.
+        board.give_way(2)
+        assert order == [1, 1]
+    for thread in threads:
+        thread.join()
+    assert order == [1, 1, 3, 4] and max(most) == 1
+
+
+def test_a_twin_has_the_same_weights_and_a_cache_of_its_own():
+    prior = make_prior()
+    first = NativeDecoder(prior, 2)
+    twin = first.twin(1)
+    task, other = make_task(prior, 2, 20, cond=True), make_task(prior, 2, 33, cond=True, seed=8)
+    first.prefill(task)
+    decode(twin, other)
+    first.run(20, task.codes.shape[1])
+    assert twin.model._weights is first.model._weights
+    for decoder, found, prompt, seed in ((first, task, 20, 7), (twin, other, 33, 8)):
+        again = make_task(prior, 2, prompt, cond=True, seed=seed)
+        assert torch.equal(found.codes, decode(NativeDecoder(prior, 2), again)), decoder

@@ -33,7 +33,9 @@ class LevelCost:
     decode: float = 0.0
 
     def __add__(self, other: LevelCost) -> LevelCost:
-        return LevelCost(*(one + two for one, two in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
+        return LevelCost(
+            *(one + two for one, two in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True))
+        )
 
     def at(self, windows: int, steps: int) -> float:
         """Seconds for more windows and steps; all windows but the first have a prompt, the mean one as long as here."""

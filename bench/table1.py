@@ -11,8 +11,9 @@ decoder in the same round. Speed does not depend on the weights: they are random
 has them, and sizes are those of `distill/presets.py`. The seven systems of the paper have three depths, so three rows
 for each decoder are all there is to time.
 
-The parts: `decode`, `prefill` and `condition` (the conditioners) are timed inside the request, `vqvae` and `file` are the
-same work done once more apart. Where windows are computed at the same time, parts overlap, and their sum exceeds the total.
+The parts: `decode`, `prefill` and `condition` (the conditioners) are timed inside the request, `vqvae` and `file` are
+the same work done once more apart. Where windows are computed at the same time, parts overlap, and their sum exceeds
+the total.
 """
 
 from __future__ import annotations

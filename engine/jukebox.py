@@ -144,7 +144,8 @@ class Jukebox:
 
         codes: per level [items, n] (or [1, n] for all items), the finest first, that are given; every level goes on
             from its own.
-        order: "level", one prior in memory at a time, or "time"; both give the same codes.
+        order: "level", one prior in memory at a time, or "time"; both give the same codes. Where priors are small and
+            there are several cores, windows of all levels are sampled at the same time instead (overlap.py).
         run_dir: saved there after each window; `resume` goes on from it. `overwrite` replaces a run that stands there.
         output: kept in the run for `resume` on the command line.
         progress: called with Progress(done, total, level, eta), counted in codes.
@@ -205,7 +206,8 @@ class Jukebox:
     ) -> Iterator[Tensor]:
         """Audio in chunks [items, samples], each as soon as its codes exist; joined they are `sample`'s audio.
 
-        All priors are in memory. Takes what `sample` takes.
+        All priors are in memory. Takes what `sample` takes. Where windows are sampled at the same time, that goes on
+        while the caller has a chunk.
         """
         sampling = self._prepare(params, codes)
         run = self._create_run(sampling, run_dir, overwrite, output)

@@ -17,13 +17,11 @@ from . import overlap
 from .config import JukeboxConfig
 from .decoder import Backend, Decoder, LevelSampling, WindowTask
 from .prior import Prior
+from .threads import one_thread
 from .windows import LevelPlan, Window, plan_levels, schedule
 
 # A 16-bit wav of 44.1 kHz holds 13.5 hours.
 MAX_SECONDS = 12 * 3600
-
-# Parameters.
-SMALL_NETWORK = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -222,7 +220,7 @@ class Sampling:
         if prior.config.conditioner:
             ratio = prior.config.conditioner.upper_ratio
             upper = self.codes[level + 1][rows, window.start // ratio : window.upper_needed]
-            with torch.inference_mode(), threads_for(prior.conditioner):
+            with torch.inference_mode(), one_thread():
                 frame_cond = prior.condition(upper.to(device))
         return WindowTask(
             codes=codes.to(device),
@@ -244,19 +242,6 @@ class Sampling:
         """Take over the codes `first` ... `stop` - 1 that a decoder wrote."""
         found = task.codes[:, first - task.offset : stop - task.offset]
         self.codes[task.level][items.start : items.stop, first:stop] = found.cpu()
-
-
-@contextlib.contextmanager
-def threads_for(network: torch.nn.Module | None) -> Iterator[None]:
-    """One thread of PyTorch for a small network: between the decoder's runs, waking others up takes longer than they
-    save."""
-    threads = torch.get_num_threads()
-    if network is not None and sum(tensor.numel() for tensor in network.parameters()) < SMALL_NETWORK:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class _Meter:

@@ -2,14 +2,15 @@
 (Dhariwal et al. 2020, section 3; level 0 is the finest).
 
 Long audio goes through `encode` and `decode` in blocks with margins as wide as the network looks, so memory stays flat,
-every item and block is computed in the same way whatever the batch, and a stream that decodes block by block gives the
-same samples as one call.
+every item and block is computed in the same way whatever the batch and the number of threads, and a stream that decodes
+block by block gives the same samples as one call.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from .config import VQVAEConfig
 from .convolution import Conv, Downsampler, ResidualStack, Upsampler
+from .threads import side_by_side
 
 
 class Encoder(nn.Module):
@@ -118,7 +120,7 @@ class VQVAE(nn.Module):
             block = audio[item : item + 1, None, start * ratio : stop * ratio].to(self.codebook(level))
             return self.quantize(self.encoders[level](block), level)
 
-        return _in_blocks(encode_block, audio.shape[0], count, step, margin, 1)
+        return _in_blocks(encode_block, self.codebook(level).device, audio.shape[0], count, step, margin, 1)
 
     @torch.no_grad()
     def decode(self, codes: Tensor, level: int = 0, start: int = 0, stop: int | None = None) -> Tensor:
@@ -132,7 +134,9 @@ class VQVAE(nn.Module):
         def decode_block(item: int, start: int, stop: int) -> Tensor:
             return self.decoders[level](self.dequantize(codes[item : item + 1, start:stop], level))[:, 0]
 
-        return _in_blocks(decode_block, codes.shape[0], codes.shape[1], step, margin, ratio, start, stop)
+        return _in_blocks(
+            decode_block, self.codebook(level).device, codes.shape[0], codes.shape[1], step, margin, ratio, start, stop
+        )
 
     def block_codes(self, level: int) -> tuple[int, int]:
         """The length of a block and its margin on either side, in codes of `level`."""
@@ -165,6 +169,7 @@ def _radius(coder: nn.Module, config: VQVAEConfig, level: int) -> int:
 
 def _in_blocks(
     compute: Callable[[int, int, int], Tensor],
+    device: torch.device,
     items: int,
     count: int,
     step: int,
@@ -181,13 +186,12 @@ def _in_blocks(
     stop = count if stop is None else stop
     if start % step or (stop % step and stop != count):
         raise ValueError(f"start {start} and stop {stop} must be multiples of {step}, or the end ({count})")
-    rows = []
-    for item in range(items):
-        parts = []
-        for lo in range(start, stop, step):
-            hi = min(lo + step, count)
-            outer_lo, outer_hi = max(0, lo - margin), min(count, hi + margin)
-            part = compute(item, outer_lo, outer_hi)
-            parts.append(part[:, (lo - outer_lo) * ratio : (hi - outer_lo) * ratio])
-        rows.append(torch.cat(parts, dim=1))
-    return torch.cat(rows)
+
+    def block(item: int, lo: int) -> Tensor:
+        hi = min(lo + step, count)
+        outer_lo, outer_hi = max(0, lo - margin), min(count, hi + margin)
+        return compute(item, outer_lo, outer_hi)[:, (lo - outer_lo) * ratio : (hi - outer_lo) * ratio]
+
+    pieces = [partial(block, item, lo) for item in range(items) for lo in range(start, stop, step)]
+    parts = side_by_side(pieces, device)
+    return torch.cat(parts, dim=1).unflatten(1, (items, -1))[0]

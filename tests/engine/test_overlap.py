@@ -68,6 +68,20 @@ def test_every_code_is_reported_once_from_the_callers_thread(jukebox):
     assert {thread for _, thread in seen} == {threading.current_thread()}
 
 
+def test_neither_codes_nor_samples_depend_on_the_threads():
+    jukebox = Jukebox.from_pretrained("demo")
+    torch.manual_seed(0)
+    codes, audio = torch.randint(512, (2, 6000)), torch.randn(2, 44100)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append((jukebox.decode(codes), *jukebox.encode(audio), jukebox.decode(codes[:, :300], 1)))
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(one, same) for one, same in zip(found[0], other, strict=True))
+
+
 @pytest.mark.parametrize("part", ["begin", "extend", "run"])
 def test_what_goes_wrong_in_a_thread_reaches_the_caller(jukebox, part, monkeypatch):
     calls = []

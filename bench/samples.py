@@ -32,12 +32,13 @@ SETTINGS = "settings.json"
 @dataclass(frozen=True)
 class Pieces:
     """`samples` pieces of `audio_seconds` for a seed; `top_p` per level, the finest first. `level` is the one that is
-    decoded: at the top, pieces are quick and tell of the top priors alone."""
+    decoded: at the top, pieces are quick and tell of the top priors alone. `backend` is the decoder."""
 
     samples: int = 34
     audio_seconds: float = 5.0
     top_p: tuple[float, ...] = (0.9, 0.8, 0.98)
     level: int = 0
+    backend: str = "auto"
 
     def params(self, seed: int) -> SamplingParams:
         return SamplingParams(
@@ -63,7 +64,7 @@ def sampled(work: Work, system: str, seed: int, pieces: Pieces) -> list[Path]:
     if system in CORPUS:
         _cut(work, system, seed, pieces, part)
     else:
-        result = model(work, system).sample(pieces.params(seed))
+        result = model(work, system, pieces.backend).sample(pieces.params(seed))
         save_codes(part / CODES, result.codes)
         for path, audio in zip(files, result.audio, strict=True):
             write_audio(part / path.name, audio[None], result.sample_rate)
@@ -96,11 +97,11 @@ def reference(work: Work, pieces: Pieces, songs: int = 60) -> list[Path]:
     return files
 
 
-def model(work: Work, system: str) -> Jukebox:
+def model(work: Work, system: str, backend: str = "auto") -> Jukebox:
     """The stack of a system on the work's device."""
     with tempfile.TemporaryDirectory() as exported:
         work.export(system, Path(exported))
-        jukebox = Jukebox.from_pretrained(exported, work.device)
+        jukebox = Jukebox.from_pretrained(exported, work.device, backend=backend)
         # The files go; small priors stay.
         for level in work.levels:
             jukebox.prior(level)

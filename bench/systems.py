@@ -89,6 +89,7 @@ def add_work_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--audio-seconds", type=float, default=defaults.audio_seconds)
     parser.add_argument("--top-p", type=float, nargs="+", default=defaults.top_p, help="per level, the finest first")
     parser.add_argument("--level", type=int, default=defaults.level, help="that is decoded; the top one is quick")
+    parser.add_argument("--backend", default=defaults.backend, help="the decoder of the pieces")
     parser.add_argument("--classifier", type=Path, help="folder that `fastjukebox-train valence-train` wrote")
 
 
@@ -97,7 +98,7 @@ def opened(options: argparse.Namespace) -> Work:
 
 
 def pieces_of(options: argparse.Namespace) -> Pieces:
-    return Pieces(options.samples, options.audio_seconds, tuple(options.top_p), options.level)
+    return Pieces(options.samples, options.audio_seconds, tuple(options.top_p), options.level, options.backend)
 
 
 def _bits(figures: dict[str, Any]) -> str:
@@ -117,6 +118,7 @@ def listened(
         "audio_seconds": pieces.audio_seconds,
         "top_p": pieces.top_p,
         "decoded_level": pieces.level,
+        "backend": pieces.backend,
         "frechet": distance(files),
     }
     if name not in CORPUS:

@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     def scored(name: str) -> dict[str, Any]:
         files = [path for seed in options.seeds for path in sampled(work, name, seed, pieces)]
         figures = {"system": name, "samples": len(files), "audio_seconds": pieces.audio_seconds}
+        figures |= {"decoded_level": pieces.level, "backend": pieces.backend}
         return figures | {"seeds": options.seeds, "valence": valence.scores(net, files)}
 
     rows.add("classifier", judged, lambda figures: f"ROC-AUC {figures['roc_auc']:.3f}, PR-AUC {figures['pr_auc']:.3f}")

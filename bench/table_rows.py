@@ -224,6 +224,8 @@ def table2(records: list[Record]) -> Table:
         paper = " / ".join(f"{value:.3f}" for value in PAPER_TABLE_2[name]) if name in PAPER_TABLE_2 else NONE
         rows.append((WORDS.get(name, name), str(sum(r["samples"] for r in found)), *scores, paper))
     said = [f"`python bench table2`: mean class scores over samples; the paper's are {' / '.join(CLASSES)}"]
+    kinds = {(r["audio_seconds"], r["decoded_level"]) for r in records if "decoded_level" in r}
+    said += [f"pieces of {seconds:g} s, decoded from their codes of level {level}" for seconds, level in sorted(kinds)]
     for r in (r for r in records if "pr_auc" in r):
         ours = f"PR-AUC {r['pr_auc']:.3f}, ROC-AUC {r['roc_auc']:.3f}"
         said.append(f"the classifier on {r['held_out_songs']} held-out songs: {ours} (the paper's {PAPER_CLASSIFIER})")

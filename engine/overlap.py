@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, cast
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # Positions of a prompt that are taken in at once.
 PROMPT_PART = 64
+# Positions that are sampled at once at first; then as many as take about so long: a stop waits for them.
+FIRST_PART, PART_SECONDS = 16, 0.25
 
 
 class _Stopped(Exception):
@@ -63,6 +66,8 @@ class _Board:
         self.waiting.append(rank)
         self.changed.wait_for(lambda: self.stopped or (self.free and rank == min(self.waiting)))
         self.waiting.remove(rank)
+        if self.stopped:
+            raise _Stopped
         self.free -= 1
         self.changed.notify_all()
 
@@ -130,13 +135,18 @@ class _Overlap:
                 decoder.extend(own.start, own.stop)
         # Codes are counted from the left, so windows without a prompt wait for those before, too.
         board.wait(level, batch, window.first)
+        first, positions = window.first, FIRST_PART
         with board.core(sample_rank):
-            for first, stop in sampling.parts(window):
+            while first < window.stop:
+                stop, begun = min(first + positions, window.stop), time.perf_counter()
                 decoder.run(first - window.start, stop - window.start)
+                seconds = (time.perf_counter() - begun) / (stop - first)
+                positions = max(1, min(sampling.REPORT_EVERY, int(PART_SECONDS / seconds)))
                 sampling.keep(task, items, first, stop)
                 board.fill(level, batch, stop)
                 self.events.put((level, (stop - first) * len(items)))
                 board.give_way(sample_rank)
+                first = stop
 
 
 def run(

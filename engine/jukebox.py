@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -293,10 +294,12 @@ class Jukebox:
                 sent = stop
 
         yield from ready()
-        for _ in sampling.run(self.prior, self.backend, order, progress, overlapped):
-            if run:
-                run.save([codes[:, :filled] for codes, filled in zip(sampling.codes, sampling.filled, strict=True)])
-            yield from ready()
+        # Closed whatever happens here: no thread goes on with a request that has failed.
+        with closing(sampling.run(self.prior, self.backend, order, progress, overlapped)) as windows:
+            for _ in windows:
+                if run:
+                    run.save([codes[:, :filled] for codes, filled in zip(sampling.codes, sampling.filled, strict=True)])
+                yield from ready()
 
     def _audio(self, sampling: Sampling, start: int, stop: int) -> Tensor:
         """Audio of codes start ... stop - 1 of the level that is decoded, cut at the requested length."""

@@ -184,6 +184,8 @@ def run(
                 sampled(*event)
             else:
                 left -= 1
+                # A thread may tell of its window late, when the next one is done as well.
+                sampling.filled[event.level] = max(sampling.filled[event.level], event.stop)
                 yield event
     finally:
         overlap.board.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
@@ -179,16 +179,14 @@ class Sampling:
         order: str = "level",
         progress: ProgressCallback | None = None,
         overlapped: bool = False,
-    ) -> Iterator[Window]:
+    ) -> Generator[Window, None, None]:
         """Sample window after window; each is yielded when its codes are in `codes`, complete. With `overlapped`,
         windows of all levels are under way at the same time (see overlap.py), in whatever order; the codes are the
         same."""
         windows = self.windows(order)
         meter = _Meter(windows, self.config, self.params.num_samples, progress)
         if overlapped:
-            for window in overlap.run(self, windows, priors, backend, meter.add):
-                self.filled[window.level] = window.stop
-                yield window
+            yield from overlap.run(self, windows, priors, backend, meter.add)
             return
         decoders: dict[int, Decoder] = {}
         for window in windows:

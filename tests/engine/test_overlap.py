@@ -8,6 +8,7 @@ import pytest
 import torch
 from fastjukebox.engine import Jukebox, SamplingParams, overlap
 from fastjukebox.engine.native_decoder import NativeDecoder
+from fastjukebox.engine.runs import Run, RunError
 from fastjukebox.kernels import native
 from native_cases import decode, make_prior, make_task
 
@@ -96,6 +97,23 @@ def test_what_goes_wrong_in_a_thread_reaches_the_caller(jukebox, part, monkeypat
     monkeypatch.setattr(NativeDecoder, part, broken)
     with pytest.raises(MemoryError, match="no room"):
         jukebox.sample(PARAMS)
+
+
+def test_no_thread_goes_on_once_a_run_cannot_be_saved(jukebox, tmp_path, monkeypatch):
+    saves, save = [], Run.save
+
+    def full(run, codes):
+        saves.append(1)
+        if len(saves) > 3:
+            raise RunError("disk full")
+        save(run, codes)
+
+    monkeypatch.setattr(Run, "save", full)
+    with pytest.raises(RunError) as raised:
+        jukebox.sample(PARAMS, run_dir=tmp_path / "run")
+    # While the error and its frames are still there.
+    assert raised.value and not [thread for thread in threading.enumerate() if "samples" in thread.name]
+    assert torch.get_num_threads() == 2
 
 
 def test_stopped_anywhere_and_resumed_equals_undisturbed(jukebox, tmp_path):

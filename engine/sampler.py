@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
@@ -202,7 +202,8 @@ class Sampling:
             for items in self.params.batches:
                 task = self.task(window, items, prior)
                 decoders[level].prefill(task)
-                for first, stop in self.parts(window):
+                for first in range(window.first, window.stop, self.REPORT_EVERY):
+                    stop = min(first + self.REPORT_EVERY, window.stop)
                     decoders[level].run(first - window.start, stop - window.start)
                     meter.add(level, (stop - first) * len(items))
                 self.keep(task, items, window.first, window.stop)
@@ -230,11 +231,6 @@ class Sampling:
             sampling=self.settings[level],
             frame_cond=frame_cond,
         )
-
-    def parts(self, window: Window) -> Iterator[tuple[int, int]]:
-        """What a window samples, a progress report's worth at a time."""
-        for first in range(window.first, window.stop, self.REPORT_EVERY):
-            yield first, min(first + self.REPORT_EVERY, window.stop)
 
     def keep(self, task: WindowTask, items: range, first: int, stop: int) -> None:
         """Take over the codes `first` ... `stop` - 1 that a decoder wrote."""

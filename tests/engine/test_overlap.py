@@ -11,6 +11,7 @@ from fastjukebox.engine.native_decoder import NativeDecoder
 from fastjukebox.engine.runs import Run, RunError
 from fastjukebox.kernels import native
 from native_cases import decode, make_prior, make_task
+from resumed import assert_same, stopped_and_resumed
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=f"native decoder: {native.missing()}")
 PARAMS = SamplingParams(seconds=27 * 128 / 44100, seed=5, num_samples=3, batch_size=2, hop_fraction=(0.75, 0.75, 0.5))
@@ -32,12 +33,6 @@ def one_after_another(jukebox, *args, **options):
         return jukebox.sample(*args, **options)
     finally:
         torch.set_num_threads(2)
-
-
-def assert_same(result, expected):
-    for codes, wanted in zip(result.codes, expected.codes, strict=True):
-        assert torch.equal(codes, wanted)
-    assert torch.equal(result.audio, expected.audio)
 
 
 @pytest.mark.parametrize("threads", [2, 3, 5])
@@ -67,20 +62,6 @@ def test_every_code_is_reported_once_from_the_callers_thread(jukebox):
     result = jukebox.sample(PARAMS, progress=lambda progress: seen.append((progress, threading.current_thread())))
     assert seen[-1][0].done == seen[-1][0].total == sum(codes.numel() for codes in result.codes)
     assert {thread for _, thread in seen} == {threading.current_thread()}
-
-
-def test_neither_codes_nor_samples_depend_on_the_threads():
-    jukebox = Jukebox.from_pretrained("demo")
-    torch.manual_seed(0)
-    codes, audio = torch.randint(512, (2, 6000)), torch.randn(2, 44100)
-    before, found = torch.get_num_threads(), []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        found.append((jukebox.decode(codes), *jukebox.encode(audio), jukebox.decode(codes[:, :300], 1)))
-        assert torch.get_num_threads() == threads
-    torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(one, same) for one, same in zip(found[0], other, strict=True))
 
 
 @pytest.mark.parametrize("part", ["begin", "extend", "run"])
@@ -119,15 +100,7 @@ def test_no_thread_goes_on_once_a_run_cannot_be_saved(jukebox, tmp_path, monkeyp
 def test_stopped_anywhere_and_resumed_equals_undisturbed(jukebox, tmp_path):
     expected = jukebox.sample(PARAMS)
     for stop_at in (1, 300, 900, 1600):
-
-        def stop(progress, stop_at=stop_at):
-            if progress.done >= stop_at:
-                raise KeyboardInterrupt
-
-        folder = tmp_path / str(stop_at)
-        with pytest.raises(KeyboardInterrupt):
-            jukebox.sample(PARAMS, run_dir=folder, progress=stop)
-        assert_same(Jukebox.resume(folder), expected)
+        assert_same(stopped_and_resumed(jukebox, PARAMS, tmp_path / str(stop_at), stop_at)[0], expected)
 
 
 def test_a_stream_that_nobody_wants_any_more_ends(tiny_model, jukebox):

@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
-import torch
 from fastjukebox.engine import Jukebox, SamplingParams
 from fastjukebox.engine.runs import Run
+from resumed import assert_same, stopped_and_resumed
 
 FEW = SamplingParams(seconds=25 * 128 / 44100, hop_fraction=1.0)
 
@@ -13,16 +13,6 @@ FEW = SamplingParams(seconds=25 * 128 / 44100, hop_fraction=1.0)
 @pytest.fixture(scope="module")
 def jukebox(tiny_model):
     return Jukebox.from_pretrained(tiny_model, backend="eager")
-
-
-def assert_same(result, expected):
-    for level, (codes, wanted) in enumerate(zip(result.codes, expected.codes, strict=True)):
-        assert torch.equal(codes, wanted), f"level {level}"
-    assert torch.equal(result.audio, expected.audio)
-
-
-class Killed(BaseException):
-    pass
 
 
 def test_killed_after_any_number_of_windows_and_resumed_equals_undisturbed(jukebox, tmp_path, monkeypatch):
@@ -42,16 +32,8 @@ def test_killed_within_a_window_and_resumed_equals_undisturbed(jukebox, tmp_path
     params = dataclasses.replace(FEW, num_samples=3, batch_size=2)
     expected = jukebox.sample(params)
     for kill_at in (1, 400, 1000):
-
-        def killer(progress, kill_at=kill_at):
-            if progress.done >= kill_at:
-                raise Killed
-
-        folder = tmp_path / str(kill_at)
-        with pytest.raises(Killed):
-            jukebox.sample(params, run_dir=folder, progress=killer)
-        progress = []
-        assert_same(Jukebox.resume(folder, progress.append), expected)
+        result, progress = stopped_and_resumed(jukebox, params, tmp_path / str(kill_at), kill_at)
+        assert_same(result, expected)
         # It went on, it did not begin again.
         total = sum(codes.numel() for codes in expected.codes)
         assert progress[-1].done == progress[-1].total <= total

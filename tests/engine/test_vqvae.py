@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from fastjukebox.engine import Jukebox
 from fastjukebox.engine.config import VQVAEConfig
 from fastjukebox.engine.vqvae import VQVAE
 
@@ -182,3 +183,17 @@ def test_quantizing_a_codebook_gives_its_own_codes(vqvae):
     for level in range(3):
         codes = torch.arange(40)[None]
         assert torch.equal(vqvae.quantize(vqvae.dequantize(codes, level), level), codes)
+
+
+def test_neither_codes_nor_samples_depend_on_the_threads():
+    jukebox = Jukebox.from_pretrained("demo")
+    torch.manual_seed(0)
+    codes, audio = torch.randint(512, (2, 6000)), torch.randn(2, 44100)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append((jukebox.decode(codes), *jukebox.encode(audio), jukebox.decode(codes[:, :300], 1)))
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(one, same) for one, same in zip(found[0], other, strict=True))

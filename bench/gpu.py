@@ -11,6 +11,7 @@ interruption it goes on where it was cut; what is recorded for the same sources,
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import re
 import signal
@@ -24,16 +25,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import attention, decode, harness, ops, prefill, roofline
+from . import harness
 
+# The script and the function that has a record's line. Imported when there is one: `make gpu` uses what packages the
+# machine has, and not every script needs all.
 SAY = {
-    "decode": decode.say,
-    "prefill": prefill.say,
-    "attention": attention.say,
-    "ops": ops.say,
-    "roofline": roofline.say,
-    "exchanges": roofline.say_exchange,
+    name: (name, "say") for name in ("decode", "prefill", "attention", "ops", "roofline", "peers", "table1", "scaling")
 }
+SAY["exchanges"] = "roofline", "say_exchange"
 # What a stage may take beyond its share, to finish the row it is in.
 GRACE = 15.0
 
@@ -68,6 +67,8 @@ def stages() -> list[Stage]:
         Stage("operations", 3, ("ops", "--stored", "fp16", "--implementations", "triton", "reference")),
         Stage("attention fp16", 4, ("attention", "--dtype", "fp16")),
         Stage("operations, int8", 2, ("ops", "--stored", "int8", "--implementations", "triton", "reference")),
+        Stage("peers", 3, ("peers", "--depth", "18", "--width", "1920", "--rounds", "5", "--window")),
+        Stage("table 1", 12, ("table1", "--sizes", "paper", "--backends", "triton", "--quick")),
         Stage(
             "torch.compile", 4, ("ops", "--stored", "fp16", "--implementations", "compile", "--sizes", "upsampler-0-72")
         ),
@@ -78,12 +79,31 @@ def rehearsal() -> list[Stage]:
     """The same scripts on a CPU, at sizes that take seconds: for testing this script."""
     small = ("--device", "cpu", "--threads", "1", "--quick")
     shape = ("--shapes", "upsampler", "--patterns", "row", "--codes", "2", "4", "--head-dim", "16")
+    window = (
+        "--depth",
+        "2",
+        "--width",
+        "32",
+        "--context",
+        "256",
+        "--rows",
+        "16",
+        "--rounds",
+        "2",
+        "--steps",
+        "3",
+        "--backends",
+        "eager",
+    )
+    request = ("--sizes", "tiny", "--audio-seconds", "0.05", "--backends", "eager")
     return [
         Stage("tests", 4, ("tests/kernels/test_philox.py",)),
         Stage("decode", 4, ("decode", "--sizes", "1x32", "--decoders", "triton", "eager", "--batch", "1", *small)),
         Stage("prefill", 2, ("prefill", "--sizes", "1x32", "--codes", "66", *small)),
         Stage("attention", 4, ("attention", *shape, *small)),
         Stage("operations", 2, ("ops", "--sizes", "1x32", "--ops", "norm_up", *small)),
+        Stage("peers", 2, ("peers", "--device", "cpu", "--threads", "1", *window, "--window")),
+        Stage("table 1", 2, ("table1", *request, *small)),
     ]
 
 
@@ -179,7 +199,9 @@ def table(records: list[dict[str, Any]]) -> None:
     for (bench, row), record in last.items():
         if bench in SAY:
             problem = record.get("missing") or record.get("error")
-            print(f"{bench:9} {row:44} {problem[:100] if problem else SAY[bench](record)}")
+            script, function = SAY[bench]
+            say = getattr(importlib.import_module(f".{script}", __package__), function)
+            print(f"{bench:9} {row:44} {problem[:100] if problem else say(record)}")
     if last.get(("gpu", "tests"), {}).get("status") != "passed":
         print("\nThe tests have not passed: the figures above are not to be reported.")
 

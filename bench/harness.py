@@ -121,11 +121,13 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     return begin.elapsed_time(end) / 1e3
 
 
-def rounds_of(runs: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, list[float]]:
+def rounds_of(
+    runs: dict[str, Callable[[], object]], device: torch.device, rounds: int, warm: bool = False
+) -> dict[str, list[float]]:
     """Seconds of each run in each round. Within a round all run once, one after the other, in the opposite order of the
-    round before: compared runs see the same machine. A first round warms up."""
+    round before: compared runs see the same machine. A first round warms up, unless they are `warm`."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(-1, rounds):
+    for turn in range(0 if warm else -1, rounds):
         for name in list(runs)[:: 1 if turn % 2 else -1]:
             taken = seconds(runs[name], device)
             if turn >= 0:
@@ -157,6 +159,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--quick", action="store_true", help="few rows and rounds")
+    add_record_options(parser)
+
+
+def add_record_options(parser: argparse.ArgumentParser) -> None:
+    """Where records go, and which are not made."""
     parser.add_argument("--json", type=Path, help="append the records to this file, a line each")
     parser.add_argument("--resume", action="store_true", help="skip rows that the file holds for the same sources")
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no row after this long")

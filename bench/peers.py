@@ -19,7 +19,6 @@ import argparse
 import importlib.util
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -30,7 +29,7 @@ from ..engine.decoder import LevelSampling, WindowTask, choose_backend
 from ..engine.prior import Prior
 from .decode import DTYPES
 from .growing_cache import NOISE_BLOCK, GrowingCache
-from .harness import append, circumstances, quantiles, rounds_of, seconds
+from .harness import Rows, add_record_options, quantiles, rounds_of, seconds
 
 TEMPERATURE = 0.99
 SEED = 1
@@ -178,8 +177,13 @@ class Comparison:
 
 def present(peers: list[str] | None) -> list[str]:
     """The peers asked for, or all that are installed."""
-    if peers is None and importlib.util.find_spec("transformers") is None:
-        print("transformers is not installed: not compared")
+    try:
+        # Later releases have no Jukebox.
+        found = importlib.util.find_spec("transformers.models.deprecated.jukebox")
+    except ModuleNotFoundError:
+        found = None
+    if peers is None and found is None:
+        print("a release of transformers with Jukebox is not installed: not compared")
         return ["growing-cache"]
     return list(dict.fromkeys(peers or PEERS))
 
@@ -203,6 +207,13 @@ def measure(args: argparse.Namespace, config: PriorConfig, peers: list[str], bat
     return figures
 
 
+def say(f: dict[str, Any]) -> str:
+    quartiles = {name: q for name, q in f.items() if isinstance(q, dict)}
+    return "".join(
+        f"\n    {name:34} {q['p50']:10.3f}  (p20 {q['p20']:.3f}, p80 {q['p80']:.3f})" for name, q in quartiles.items()
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -221,7 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--window", type=int, nargs="?", const=64, metavar="STEPS", help="whole windows too")
     parser.add_argument("--values", choices=["fp16", "fp32"], default="fp16", help="what the FP32 weights hold")
     parser.add_argument("--threads", type=int, nargs="+", help="of the CPU [default: 1 2]")
-    parser.add_argument("--json", type=Path, help="append one record per thread count and batch to this file")
+    add_record_options(parser)
     args = parser.parse_args(arguments)
     gpu = torch.device(args.device).type == "cuda"
     args.backends = args.backends or (["eager", "triton"] if gpu else ["eager", "native"])
@@ -230,18 +241,18 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{args.rounds} rounds of {args.steps} steps do not fit into half of {args.context} codes")
     peers = present(args.peers)
     print(f"{args.depth} layers, width {args.width}, FP32, from code {args.context // 2}")
-    for threads, batch in itertools.product(args.threads or ([torch.get_num_threads()] if gpu else [1, 2]), args.batch):
-        torch.set_num_threads(threads)
-        torch.manual_seed(SEED)
-        results = measure(args, config, peers, batch)
-        for name, q in results.items():
-            text = f"{q['p50']:10.3f}  (p20 {q['p20']:.3f}, p80 {q['p80']:.3f})" if isinstance(q, dict) else q
-            print(f"{threads} threads, batch {batch}  {name:34} {text}", flush=True)
-        if args.json:
-            said = {key: value for key, value in vars(args).items() if key not in ("json", "threads", "window")}
-            said |= {"bench": "peers", "peers": peers, "batch": batch, "dtype": "float32"}
-            append(args.json, {**said, **circumstances(torch.device(args.device)), **results})
-    return 0
+    said = {key: getattr(args, key) for key in ("backends", "depth", "width", "heads", "context", "rows", "rounds")}
+    said |= {"steps": args.steps, "values": args.values, "peers": peers, "dtype": "float32"}
+    status = 0
+    for threads in args.threads or ([torch.get_num_threads()] if gpu else [1, 2]):
+        rows = Rows("peers", argparse.Namespace(**{**vars(args), "threads": threads, "quick": False}))
+        for batch in args.batch:
+            torch.manual_seed(SEED)
+            row = f"{args.depth}x{args.width} batch {batch}, {threads} threads"
+            row += f", windows by {args.window} steps" if args.window else ""
+            rows.add(row, lambda b=batch: {**said, "batch": b, **measure(args, config, peers, b)}, say)
+        status = max(status, rows.status)
+    return status
 
 
 if __name__ == "__main__":

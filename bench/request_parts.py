@@ -18,6 +18,7 @@ from ..engine.jukebox import Jukebox
 from ..engine.prior import Prior
 from ..engine.sampler import Sampling, SamplingParams
 from ..engine.vqvae import VQVAE
+from .stand_in import build
 
 PARTS = ("decode", "prefill", "condition", "vqvae", "file")
 
@@ -129,7 +130,8 @@ class Stack:
         checkpoint.save_config(folder, config)
         checkpoint.save_network(folder / checkpoint.VQVAE_FILE, VQVAE(config.vqvae))
         for prior in config.priors:
-            checkpoint.save_network(folder / checkpoint.prior_file(prior.level), Prior(prior))
+            network = build(Prior, prior, torch.device("cpu"), torch.float16)
+            checkpoint.save_network(folder / checkpoint.prior_file(prior.level), network)
         self.jukebox = Jukebox.from_pretrained(folder, device, backend=backend)
         self.file, self.seconds, self.seed = folder / "out.wav", seconds, 0
         chosen = self.jukebox.backend

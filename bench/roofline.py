@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ..distill.presets import PRESETS
+from ..engine import checkpoint
 from ..engine.config import PriorConfig
 from .bandwidth import Mover, copying, reading
 from .decode import Case, Stepping, add_case_options, cases, step_parts
@@ -56,7 +56,7 @@ def sizes_of(name: str) -> tuple[PriorConfig, bool]:
     if not name.startswith("demo-"):
         return size(name)
     named, conditioned = size(name.removeprefix("demo-"))
-    demo = PRESETS["demo"].config.priors[0]
+    demo = checkpoint.load_config(checkpoint.DEMO).priors[0]
     return dataclasses.replace(demo, depth=named.depth, width=named.width, conditioner=None), conditioned
 
 

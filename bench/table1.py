@@ -2,14 +2,15 @@
 
     python bench table1 [--sizes demo --audio-seconds 4 --backends auto auto-int8 --rounds 3 --json FILE]
     python bench table1 --full
+    python bench table1 --sizes paper --backends triton         on a GPU
 
 What is timed is a whole request at all levels: conditioning and prompt of every window, decoding, the VQ-VAE and the
-file; the model is loaded before. The paper times 60 s. A shorter request (`--audio-seconds`) samples a part of the
-windows of 60 s; the record says which part, and what 60 s would take if every level's windows and steps cost what they
-do here. `--full` samples all of it. All take turns in each round, and speed-ups are over 72 layers with the same
-decoder in the same round. Speed does not depend on the weights: they are random, FP16 values as a released checkpoint
-has them, and sizes are those of `distill/presets.py`. The seven systems of the paper have three depths, so three rows
-for each decoder are all there is to time.
+file; the model is loaded before (on a GPU with room for several). The paper times 60 s. A shorter request
+(`--audio-seconds`) samples a part of the windows of 60 s; the record says which part, and what 60 s would take if every
+level's windows and steps cost what they do here. `--full` samples all of it. All take turns in each round, and
+speed-ups are over 72 layers with the same decoder in the same round. Speed does not depend on the weights: they are
+random, FP16 values as a released checkpoint has them, and sizes are those of `distill/presets.py`. The seven systems of
+the paper have three depths, so three rows for each decoder are all there is to time.
 
 The parts: `decode`, `prefill` and `condition` (the conditioners) are timed inside the request, `vqvae` and `file` are
 the same work done once more apart. Where windows are computed at the same time, parts overlap, and their sum exceeds
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import itertools
 import resource
 import tempfile
@@ -30,7 +32,8 @@ import torch
 
 from ..distill.presets import PRESETS
 from ..engine.config import JukeboxConfig
-from .harness import add_options, append, circumstances, quantiles, rounds_of
+from ..engine.decoder import choose_backend
+from .harness import Rows, add_options, append, circumstances, quantiles, rounds_of
 from .request_parts import PARTS, Stack
 
 # Speed-up over 72 layers on a Tesla P100 (Table 1), and the seconds of audio that were sampled there.
@@ -55,11 +58,31 @@ def figures(stack: Stack, rounds: int) -> dict[str, Any]:
     }
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU, or of this process so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+class PeakMemory:
+    """Bytes at most: on a GPU those allocated since this was made, on a CPU those of the process so far."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.before = device, 0
+        if device.type == "cuda":
+            gc.collect()
+            torch.cuda.reset_peak_memory_stats(device)
+            self.before = torch.cuda.memory_allocated(device)
+
+    def read(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) - self.before
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def say(f: dict[str, Any]) -> str:
+    parts = ", ".join(f"{name} {f[f'{name}_s']['p50']:.2f}" for name in PARTS)
+    return (
+        f"{f['backend']}  {f['speed_up']['p50']:.2f}x (paper {f['paper_speed_up']:.1f}x)  "
+        f"{f['us_per_step']['p50']:.0f} us per step  {f['real_time']['p50']:.3f} of real time  "
+        f"total {f['total_s']['p50']:.2f} s: {parts}  peak {f['peak_bytes'] / 1e6:.0f} MB  "
+        f"({f['windows']} of the {f['windows_of_60_s']} windows of 60 s, which would take "
+        f"{f['extrapolated_60_s']['p50']:.1f} s)"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,12 +94,20 @@ def main(arguments: list[str] | None = None) -> int:
     add_options(parser)
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
-    torch.set_num_threads(options.threads)
+    known = Rows("table1", options).known
     sizes = options.sizes or ("paper" if device.type == "cuda" else "demo")
     seconds = PAPER_SECONDS if options.full else options.audio_seconds
     rounds = 1 if options.quick else min(options.rounds, 3)
     preset = PRESETS[sizes]
     backends = options.backends or (["auto"] if device.type == "cuda" else ["auto", "auto-int8"])
+    names = {}
+    for depth, backend in itertools.product((72, 24, 18), backends):
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+        int8 = ", int8 weights" if choose_backend(backend, device, dtype).int8 else ""
+        names[depth, backend] = f"{sizes} {depth} layers{int8}"
+    if known.issuperset(names.values()):
+        print("recorded before")
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         stacks: dict[tuple[int, str], Stack] = {}
         memory = {}
@@ -84,31 +115,22 @@ def main(arguments: list[str] | None = None) -> int:
         for depth, backend in itertools.product((18, 24, 72), reversed(backends)):
             priors = (dataclasses.replace(p, depth=preset.depths.get(depth, depth)) for p in preset.config.priors)
             config = JukeboxConfig(preset.config.vqvae, tuple(priors))
+            peak = PeakMemory(device)
             stack = Stack(config, Path(folder) / f"{depth} {backend}", options.device, backend, seconds)
             stack.request()
-            stacks[depth, backend], memory[depth, backend] = stack, peak_memory(device)
-        rounds_of({" ".join(map(str, key)): stack.request for key, stack in stacks.items()}, device, rounds)
+            stacks[depth, backend], memory[depth, backend] = stack, peak.read()
+        rounds_of({" ".join(map(str, key)): stack.request for key, stack in stacks.items()}, device, rounds, warm=True)
     totals = {key: [spent.total for spent in stack.requests[-rounds:]] for key, stack in stacks.items()}
     for backend, depth in itertools.product(backends, (72, 24, 18)):
         key = depth, backend
         found = figures(stacks[key], rounds)
         speed_up = quantiles([slow / fast for slow, fast in zip(totals[72, backend], totals[key], strict=True)])
-        parts = ", ".join(f"{name} {found[f'{name}_s']['p50']:.2f}" for name in PARTS)
-        print(
-            f"{depth} layers  {found['backend']}  {speed_up['p50']:.2f}x (paper {PAPER[depth]:.1f}x)  "
-            f"{found['us_per_step']['p50']:.0f} us per step  {found['real_time']['p50']:.3f} of real time  "
-            f"total {found['total_s']['p50']:.2f} s: {parts}  peak {memory[key] / 1e6:.0f} MB  "
-            f"({found['windows']} of the {found['windows_of_60_s']} windows of 60 s, which would take "
-            f"{found['extrapolated_60_s']['p50']:.1f} s)"
-        )
-        row = f"{sizes} {depth} layers" + (", int8 weights" if found["backend"].endswith("int8") else "")
+        record = {"bench": "table1", "row": names[key], "depth": depth, "sizes": sizes}
+        record |= {"audio_seconds": seconds, "rounds": rounds, "peak_bytes": memory[key]}
+        record |= {"speed_up": speed_up, "paper_speed_up": PAPER[depth], **found}
+        print(f"{names[key]:32} {say(record)}")
         if options.json:
-            append(
-                options.json,
-                {"bench": "table1", "row": row, "depth": depth, "sizes": sizes}
-                | {"audio_seconds": seconds, "rounds": rounds, "peak_bytes": memory[key]}
-                | {"speed_up": speed_up, "paper_speed_up": PAPER[depth], **found, **circumstances(device)},
-            )
+            append(options.json, record | circumstances(device))
     return 0
 
 

@@ -27,8 +27,9 @@ def age(record: Record) -> tuple[str, str]:
 
 
 def _row(record: Record) -> tuple[Any, ...]:
-    # Peers have no row but their size and threads; samples of several seeds share a row.
-    keys = ("row", "seed") if "row" in record else ("depth", "width", "batch", "dtype", "threads")
+    # Of peers what was measured last counts, windows or not; samples of several seeds share a row.
+    sizes = ("depth", "width", "batch", "dtype", "threads")
+    keys = sizes if record.get("bench") == "peers" else ("row", "seed")
     return tuple(record.get(key) for key in keys)
 
 

@@ -47,8 +47,9 @@ class Result:
 
 
 class Jukebox:
-    """A VQ-VAE and its priors, ready to sample. Priors are loaded when their level is sampled. Small ones stay; large
-    ones are there one at a time by level, all of them by time (`stream`)."""
+    """A VQ-VAE and its priors, ready to sample. Priors are loaded when their level is sampled. Small ones stay, on a
+    GPU those that take up to a quarter of its memory; large ones are there one at a time by level, all of them by time
+    (`stream`)."""
 
     # Priors whose files hold no more together stay in memory, so that the next request finds them there.
     KEPT_BYTES = 1 << 28
@@ -59,7 +60,7 @@ class Jukebox:
         self.backend = choose_backend(backend, device, dtype)
         self.vqvae = checkpoint.load_vqvae(folder, device)
         self._priors: dict[int, Prior] = {}
-        self._keeps_priors = checkpoint.prior_bytes(folder, self.config) <= self.KEPT_BYTES
+        self._keeps_priors = checkpoint.prior_bytes(folder, self.config) <= self._kept_bytes()
         logger.info("%s on %s in %s with the %s decoder", folder.name, device, _dtype_name(dtype), self.backend.name)
 
     @classmethod
@@ -96,6 +97,11 @@ class Jukebox:
             dtype = DTYPES[dtype]
         folder = MODELS.get(str(path_or_name), Path(path_or_name).expanduser())
         return cls(folder, device, dtype, backend)
+
+    def _kept_bytes(self) -> int:
+        if self.device.type != "cuda":
+            return self.KEPT_BYTES
+        return max(self.KEPT_BYTES, torch.cuda.get_device_properties(self.device).total_memory // 4)
 
     @property
     def sample_rate(self) -> int:

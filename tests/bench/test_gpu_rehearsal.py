@@ -1,5 +1,6 @@
 """`make gpu` in small, on a CPU: its flow, how it resumes, what a failing stage leaves, and the scripts it calls."""
 
+import subprocess
 import sys
 import time
 
@@ -93,6 +94,23 @@ def test_a_script_records_each_row_once(script, arguments, rows, tmp_path, monke
     later = [*arguments, *SMALL, "--json", str(tmp_path / "other.json"), "--seconds", "-1"]
     assert script.main(later) == harness.CUT
     assert not (tmp_path / "other.json").exists()
+
+
+def test_few_packages_are_needed():
+    """A machine with a GPU may have PyTorch and little else; nothing can be installed on some."""
+    code = """
+import runpy, sys
+sys.modules |= dict.fromkeys(("soundfile", "soxr", "librosa", "matplotlib", "sklearn", "jinja2", "tensorboard"))
+import pytest
+from fastjukebox.bench import attention, decode, gpu, ops, peers, prefill, roofline
+sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *gpu.stages()[0].command]))
+"""
+    start = (
+        f"import types, sys; package = types.ModuleType('fastjukebox'); package.__path__ = [{str(harness.ROOT)!r}]\n"
+    )
+    start += "sys.modules['fastjukebox'] = package\n"
+    done = subprocess.run([sys.executable, "-c", start + code], cwd=harness.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 def test_bytes_per_step_are_those_of_the_facts():

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -170,7 +171,8 @@ def assign(network: nn.Module, tensors: Iterable[tuple[str, Tensor]], path: Path
     """Give `network` (built on the meta device) its tensors.
 
     Raises:
-        CheckpointError: a tensor is missing, unexpected or of another shape; names the file, the tensor, both shapes.
+        CheckpointError: a tensor is missing, unexpected, of another shape, or holds what is not finite; names the file,
+            the tensor, both shapes.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {}
@@ -181,6 +183,9 @@ def assign(network: nn.Module, tensors: Iterable[tuple[str, Tensor]], path: Path
             raise CheckpointError(
                 f"{path}: tensor {name} has shape {tuple(tensor.shape)}, the config asks for {expected[name]}"
             )
+        # What a damaged file holds, or what is too large for the dtype, would be sampled as noise without a word.
+        if tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
+            raise CheckpointError(f"{path}: tensor {name} holds numbers that are not finite in {tensor.dtype}")
         found[name] = tensor
     missing = sorted(set(expected) - set(found))
     if missing:
@@ -196,17 +201,21 @@ def _name(network: nn.Module) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """A short identity of a folder's weights: its config, and the size, head and tail of each file."""
+    """A short identity of a folder's weights: its config, and every byte of its files."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    files = {path.name: path for path in folder.glob("*.safetensors")}
-    files |= {name: network_path(folder, name) for name in network_files(load_config(folder))}
-    for name, path in sorted(files.items()):
-        if not path.exists():
-            continue
-        size = path.stat().st_size
-        digest.update(f"{name} {size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(1 << 20))
-            file.seek(max(0, size - (1 << 20)))
-            digest.update(file.read())
+    for name in network_files(load_config(folder)):
+        path = network_path(folder, name)
+        if path.exists():
+            status = path.stat()
+            digest.update(f"{name} {_digest(path.resolve(), status.st_size, status.st_mtime_ns)}".encode())
     return digest.hexdigest()[:16]
+
+
+@lru_cache
+def _digest(path: Path, size: int, modified: int) -> str:
+    """Of a file's bytes, read once as long as its size and its time (ns) stay the same."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

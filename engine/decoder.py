@@ -4,7 +4,9 @@ prior. `BACKENDS` lists them with what they need; one is chosen once, by name or
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +17,7 @@ from ..kernels import native, philox, reference
 from . import graph_decoder
 from .kv_cache import KVCache
 from .prior import Prior
+from .threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,19 @@ class EagerDecoder:
 
     @torch.inference_mode()
     def prefill(self, task: WindowTask) -> None:
+        with self._own_threads():
+            self._prefill(task)
+
+    @torch.inference_mode()
+    def run(self, start: int, stop: int) -> None:
+        with self._own_threads():
+            self._run(start, stop)
+
+    def _own_threads(self) -> AbstractContextManager[None]:
+        """On CPUs one: with more, products of wide layers are rounded otherwise."""
+        return one_thread() if self.prior.device.type == "cpu" else contextlib.nullcontext()
+
+    def _prefill(self, task: WindowTask) -> None:
         batch = len(task.codes)
         if batch > self.lanes:
             raise ValueError(f"{batch} items for a decoder of {self.lanes}")
@@ -101,8 +117,7 @@ class EagerDecoder:
         self.noise = torch.empty(0)
         self.prior.prefill_prompt(task.codes[pick, : task.prompt_len], self.cache, self.frame_cond, self.start_cond)
 
-    @torch.inference_mode()
-    def run(self, start: int, stop: int) -> None:
+    def _run(self, start: int, stop: int) -> None:
         task, codes, sampling = self.task, self.task.codes, self.task.sampling
         for pos in range(start, stop):
             block = (pos - task.prompt_len) % self.NOISE_BLOCK

@@ -111,9 +111,10 @@ class Jukebox:
         """The prior of `level`, loaded if need be; unless `resident`, all others are dropped if they are large."""
         if not resident and not self._keeps_priors:
             self._priors = {known: prior for known, prior in self._priors.items() if known == level}
-        if level not in self._priors:
-            self._priors[level] = checkpoint.load_prior(self.folder, level, self.device, self.dtype)
-        return self._priors[level]
+        prior = self._priors.get(level)
+        if prior is None:
+            prior = self._priors[level] = checkpoint.load_prior(self.folder, level, self.device, self.dtype)
+        return prior
 
     def encode(self, audio: AudioLike, sample_rate: int | None = None) -> list[Tensor]:
         """Codes per level [items, n], the finest first, of a file or an array at `sample_rate`, by default the model's.
@@ -130,8 +131,10 @@ class Jukebox:
         return [self.vqvae.encode(samples, level).cpu() for level in range(levels)]
 
     def decode(self, codes: Tensor, level: int = 0) -> Tensor:
-        """Audio, FP32 [items, samples], of codes [items, n] of one level. Raises ValueError on codes out of range."""
-        size = self.config.vqvae.codebook_size
+        """Audio, FP32 [items, samples], of codes [items, n] of a level. Raises ValueError on either out of range."""
+        size, levels = self.config.vqvae.codebook_size, self.config.vqvae.levels
+        if not 0 <= level < levels:
+            raise ValueError(f"level {level} does not exist; the model has levels 0 to {levels - 1}")
         if codes.dim() != 2 or not codes.numel() or not 0 <= int(codes.min()) <= int(codes.max()) < size:
             raise ValueError(f"codes must be [items, n], n > 0, with values 0 to {size - 1}; got {tuple(codes.shape)}")
         return self.vqvae.decode(codes.to(self.device), level).cpu()
@@ -162,6 +165,7 @@ class Jukebox:
             RunError: the run directory cannot be used.
         """
         sampling = self._prepare(params, codes)
+        sampling.windows(order)
         run = self._create_run(sampling, run_dir, overwrite, output)
         return self._finish(sampling, run, order, progress)
 
@@ -218,7 +222,7 @@ class Jukebox:
         """
         sampling = self._prepare(params, codes)
         run = self._create_run(sampling, run_dir, overwrite, output)
-        yield from self._chunks(sampling, run, "time", progress)
+        return self._chunks(sampling, run, "time", progress)
 
     @classmethod
     def resume(cls, run_dir: str | Path, progress: ProgressCallback | None = None) -> Result:
@@ -236,6 +240,7 @@ class Jukebox:
         if fingerprint != request.fingerprint:
             raise RunError(f"{run.folder} was begun with other weights than {request.model} holds now")
         jukebox = cls.from_pretrained(request.model, request.device, request.dtype, request.backend)
+        run.acquire()
         codes = run.load()
         try:
             sampling = Sampling(jukebox.config, request.params, request.samples, codes)
@@ -299,13 +304,18 @@ class Jukebox:
                 yield self._audio(sampling, sent, stop)
                 sent = stop
 
-        yield from ready()
-        # Closed whatever happens here: no thread goes on with a request that has failed.
-        with closing(sampling.run(self.prior, self.backend, order, progress, overlapped)) as windows:
-            for _ in windows:
-                if run:
-                    run.save([codes[:, :filled] for codes, filled in zip(sampling.codes, sampling.filled, strict=True)])
-                yield from ready()
+        try:
+            yield from ready()
+            # Closed whatever happens here: no thread goes on with a request that has failed.
+            with closing(sampling.run(self.prior, self.backend, order, progress, overlapped)) as windows:
+                for _ in windows:
+                    if run:
+                        known = zip(sampling.codes, sampling.filled, strict=True)
+                        run.save([codes[:, :filled] for codes, filled in known])
+                    yield from ready()
+        finally:
+            if run:
+                run.release()
 
     def _audio(self, sampling: Sampling, start: int, stop: int) -> Tensor:
         """Audio of codes start ... stop - 1 of the level that is decoded, cut at the requested length."""

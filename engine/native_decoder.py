@@ -125,6 +125,9 @@ class NativeDecoder:
         self.extend(0, task.prompt_len)
 
     def begin(self, task: WindowTask) -> None:
+        lanes = len(self.cache[0].keys)
+        if len(task.codes) > lanes:
+            raise ValueError(f"{len(task.codes)} items for a decoder of {lanes}")
         self.task = task
 
     def extend(self, start: int, stop: int) -> None:

@@ -9,6 +9,7 @@ above, is done by the others in time.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import threading
 import time
@@ -17,6 +18,8 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, cast
 
 import torch
+
+from .threads import alone, one_thread
 
 if TYPE_CHECKING:
     from .decoder import Backend, OverlappingDecoder
@@ -97,6 +100,7 @@ class _Board:
 
 class _Overlap:
     def __init__(self, sampling: Sampling, threads: int) -> None:
+        self.threads, self.workers = threads, list[threading.Thread]()
         # Of each decoder: on many cores there is more than one for each window.
         self.team = max(1, threads // 2)
         self.sampling = sampling
@@ -106,8 +110,8 @@ class _Overlap:
 
     def samples(self, windows: Sequence[Window], prior: Prior, decoder: OverlappingDecoder) -> None:
         """One thread's life."""
-        torch.set_num_threads(1)
         try:
+            alone(self.threads)
             for window in windows:
                 for batch, items in enumerate(self.sampling.params.batches):
                     self.window(window, batch, items, prior, decoder)
@@ -148,6 +152,31 @@ class _Overlap:
                 board.give_way(sample_rank)
                 first = stop
 
+    def start(self, windows: Sequence[Window], prior: Prior, decoder: OverlappingDecoder) -> None:
+        """A thread for `windows`."""
+        worker = threading.Thread(target=self.samples, args=(windows, prior, decoder), daemon=True)
+        worker.start()
+        self.workers.append(worker)
+
+    @contextlib.contextmanager
+    def core(self) -> Iterator[None]:
+        """What the caller computes with the first codes is as urgent as preparing the next."""
+        with self.board.core(2 * self.sampling.params.level + 1), one_thread():
+            yield
+
+    def end(self) -> None:
+        """Stop all threads, and wait for them whatever happens: one in C++ must not outlive the interpreter."""
+        self.board.stop()
+        interrupted = None
+        for worker in self.workers:
+            while worker.is_alive():
+                try:
+                    worker.join()
+                except KeyboardInterrupt as again:
+                    interrupted = again
+        if interrupted:
+            raise interrupted
+
 
 def run(
     sampling: Sampling,
@@ -158,23 +187,18 @@ def run(
 ) -> Iterator[Window]:
     """Sample `windows`; each is yielded when its codes are in `sampling.codes`, complete. `backend` is an overlapping
     one. `sampled(level, codes)` is called, from the caller's thread, for every few codes.
-
-    Until the end PyTorch has one thread in each Python thread, the caller's too.
     """
-    threads = torch.get_num_threads()
-    overlap, workers = _Overlap(sampling, threads), list[threading.Thread]()
-    # What the caller computes with the first codes is as urgent as preparing the next.
-    sampling.core = lambda: overlap.board.core(2 * sampling.params.level + 1)
-    torch.set_num_threads(1)
+    overlap = _Overlap(sampling, torch.get_num_threads())
+    sampling.core = overlap.core
+    # A generator that is never finished is still there when the interpreter ends.
+    atexit.register(overlap.end)
     try:
         # What others wait for begins first.
         for level in sorted({window.level for window in windows}, reverse=True):
             prior, own = priors(level, resident=True), [window for window in windows if window.level == level]
             decoder = cast("OverlappingDecoder", backend.build(prior, len(sampling.params.batches[0])))
             for turn in range(min(2, len(own))):
-                arguments = own[turn::2], prior, decoder.twin(overlap.team)
-                workers.append(threading.Thread(target=overlap.samples, args=arguments, daemon=True))
-                workers[-1].start()
+                overlap.start(own[turn::2], prior, decoder.twin(overlap.team))
         left = len(windows)
         while left:
             event = overlap.events.get()
@@ -188,8 +212,6 @@ def run(
                 sampling.filled[event.level] = max(sampling.filled[event.level], event.stop)
                 yield event
     finally:
-        overlap.board.stop()
-        for worker in workers:
-            worker.join()
         sampling.core = contextlib.nullcontext
-        torch.set_num_threads(threads)
+        atexit.unregister(overlap.end)
+        overlap.end()

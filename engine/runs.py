@@ -5,8 +5,10 @@ to the same result. What is done follows from the number of codes; there is no o
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +48,14 @@ class Run:
 
     def __init__(self, folder: Path, request: Request) -> None:
         self.folder, self.request = folder, request
+        self._release: Callable[[], object] = lambda: None
 
     @classmethod
     def create(cls, folder: Path, request: Request, codes: Sequence[Tensor], overwrite: bool = False) -> Run:
-        """Make the directory with the codes that are known from the start. Raises RunError where one stands already."""
+        """Make the directory with the codes that are known from the start, and `acquire` it. Raises RunError where one
+        stands already; one that is to be replaced is still there if the new one cannot be made."""
         run = cls(folder, request)
+        text = json.dumps(dataclasses.asdict(request), indent=2) + "\n"
         if (folder / "request.json").exists() and not overwrite:
             raise RunError(
                 f"{folder} holds a run already; go on with `fastjukebox resume {folder}`, "
@@ -58,13 +63,15 @@ class Run:
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            run.acquire()
+            new_codes = run._written("codes.safetensors", lambda path: save_codes(path, codes))
+            new_request = run._written("request.json", lambda path: path.write_text(text))
             # An old run's codes must not be taken for the new request's: that goes first, and this comes last.
             (folder / "request.json").unlink(missing_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot make the run directory {folder}: {error.strerror}") from None
-        run.save(codes)
-        text = json.dumps(dataclasses.asdict(request), indent=2) + "\n"
-        run._write("request.json", lambda path: path.write_text(text))
+            run._replace("codes.safetensors", new_codes)
+            run._replace("request.json", new_request)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"cannot make the run directory {folder}: {_reason(error)}") from None
         return run
 
     @classmethod
@@ -90,27 +97,59 @@ class Run:
 
     def save(self, codes: Sequence[Tensor]) -> None:
         """Replace the codes on disk; after a crash or a full disk the old or the new ones are there, whole."""
-        self._write("codes.safetensors", lambda path: save_codes(path, codes))
+        try:
+            self._replace("codes.safetensors", self._written("codes.safetensors", lambda path: save_codes(path, codes)))
+        except (OSError, SafetensorError) as error:
+            raise RunError(
+                f"cannot save to {self.folder}: {_reason(error)}; what was saved before is valid: mend that and run "
+                f"`fastjukebox resume {self.folder}`"
+            ) from None
 
-    def _write(self, name: str, write: Callable[[Path], object]) -> None:
-        path = self.folder / name
+    def acquire(self) -> None:
+        """Keep others from working on this run until `release`, or until this process ends. Raises RunError where
+        another is at work on it."""
+        folder = os.open(self.folder, os.O_RDONLY)
+        close = weakref.finalize(self, os.close, folder)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            close()
+            raise RunError(f"{self.folder} is being worked on already: wait for that, or stop it") from None
+        except OSError:
+            # A file system without locks.
+            close()
+        self._release = close
+
+    def release(self) -> None:
+        self._release()
+
+    def _written(self, name: str, write: Callable[[Path], object]) -> Path:
+        """A file to take the place of `name` by `_replace`, safely on disk."""
         temporary = self.folder / f".{name}.new"
         try:
             write(temporary)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
-            folder = os.open(self.folder, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        except (OSError, SafetensorError) as error:
+        except BaseException:
             temporary.unlink(missing_ok=True)
-            raise RunError(
-                f"cannot save to {self.folder}: {getattr(error, 'strerror', None) or error}; what was saved before is "
-                f"valid: mend that and run `fastjukebox resume {self.folder}`"
-            ) from None
+            raise
+        return temporary
+
+    def _replace(self, name: str, new: Path) -> None:
+        try:
+            os.replace(new, self.folder / name)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def save_codes(path: Path, codes: Sequence[Tensor]) -> None:
@@ -125,7 +164,7 @@ def write_codes(path: Path, codes: Sequence[Tensor]) -> None:
         save_codes(temporary, codes)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        raise RunError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise RunError(f"cannot write {path}: {_reason(error)}") from None
     finally:
         temporary.unlink(missing_ok=True)
 

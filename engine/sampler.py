@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
@@ -22,6 +23,8 @@ from .windows import LevelPlan, Window, plan_levels, schedule
 
 # A 16-bit wav of 44.1 kHz holds 13.5 hours.
 MAX_SECONDS = 12 * 3600
+# Below, logits / temperature come near what FP32 can hold.
+MIN_TEMPERATURE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,10 @@ class SamplingParams:
     """A request. Settings per level are one number for all levels, or one per level, the finest (0) first.
 
     seconds: length of the result, prompt included; kept to the sample. None where the codes given decide.
-    seed: 0 ... 2^64 - 1. An item's codes depend on the weights, the seed and the item's number, and on nothing else.
+    seed: 0 ... 2^64 - 1. An item's codes depend on the weights, the seed, the item's number, the length and how codes
+        are drawn, and on nothing else.
     num_samples, first_item: items `first_item` ... `first_item + num_samples - 1` of this seed.
-    temperature: above 0. top_k: 0 keeps all codes. top_p: in (0, 1], 1 keeps all.
+    temperature: at least 1e-6. top_k: 0 keeps all codes, 1 the likeliest alone. top_p: in (0, 1], 1 keeps all.
     hop_fraction: how far windows move, as a part of the window; None: the original's 0.125 at the top, 0.5 below.
     batch_size: items decoded together at most.
     level: the level that is decoded to audio; levels below it are not sampled. 1 or 2 make a quick preview.
@@ -59,21 +63,24 @@ class SamplingParams:
             ("level", 0, 2**10),
         ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            # NumPy's whole numbers too, which JSON does not take.
+            whole = None if isinstance(value, bool) or not hasattr(value, "__index__") else operator.index(value)
+            if whole is None or not low <= whole <= high:
                 raise ValueError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+            object.__setattr__(self, name, whole)
         for name, valid, rule in (
-            ("temperature", lambda value: 0 < value < math.inf, "above 0"),
-            ("top_k", lambda value: value >= 0 and value == int(value), "a whole number, 0 (all codes) or more"),
+            ("temperature", lambda value: MIN_TEMPERATURE <= value < math.inf, f"at least {MIN_TEMPERATURE:g}"),
+            ("top_k", lambda value: value >= 0 and value % 1 == 0, "a whole number, 0 (all codes) or more"),
             ("top_p", lambda value: 0 < value <= 1, "above 0 and at most 1"),
             ("hop_fraction", lambda value: 0 < value <= 1, "above 0 and at most 1"),
         ):
-            value = getattr(self, name)
-            if isinstance(value, list):
-                value = tuple(value)
-                object.__setattr__(self, name, value)
-            for one in value if isinstance(value, tuple) else () if value is None else (value,):
+            value, number = getattr(self, name), int if name == "top_k" else float
+            several = isinstance(value, (tuple, list))
+            for one in value if several else () if value is None else (value,):
                 if not valid(one):
                     raise ValueError(f"{name} must be {rule}, not {one}")
+            if value is not None:
+                object.__setattr__(self, name, tuple(map(number, value)) if several else number(value))
 
     @property
     def batches(self) -> list[range]:
@@ -159,7 +166,8 @@ class Sampling:
         # Whoever computes while windows are under way holds a core.
         self.core: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
         self.settings = [
-            LevelSampling(temperature, int(top_k), top_p)
+            # More than all codes are all.
+            LevelSampling(temperature, min(int(top_k), config.vqvae.codebook_size), top_p)
             for temperature, top_k, top_p in zip(
                 *(params.per_level(name, levels) for name in ("temperature", "top_k", "top_p")), strict=True
             )

@@ -4,6 +4,7 @@ So on CPUs each piece of work is computed by one, and several pieces by several 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,11 +12,25 @@ import torch
 from torch import Tensor
 
 
+def alone(threads: int) -> None:
+    """From now on PyTorch computes with one thread in this Python thread, and with `threads` in those to come."""
+    torch.set_num_threads(1)
+    # That is also what a thread begins with when it first asks. So this one does so now, and then another one, which
+    # ends, has the last word on those to come.
+    torch.get_num_threads()
+    other = threading.Thread(target=torch.set_num_threads, args=(threads,))
+    other.start()
+    other.join()
+
+
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """PyTorch computes with one thread, in this Python thread."""
+    """PyTorch computes with one thread, in this Python thread only."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    if threads == 1:
+        yield
+        return
+    alone(threads)
     try:
         yield
     finally:
@@ -35,5 +50,5 @@ def side_by_side(pieces: Sequence[Callable[[], Tensor]], device: torch.device) -
     with one_thread():
         if threads == 1 or len(pieces) == 1:
             return list(map(compute, pieces))
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(threads, initializer=alone, initargs=(threads,)) as pool:
             return list(pool.map(compute, pieces))

@@ -29,6 +29,8 @@ PANEL = 16
 KEY_BLOCK = 16
 STORED = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512-vnni")
+# Of a task's codes, items, frame_cond and start_cond.
+TASK_DTYPES = (torch.int64, torch.int64, torch.float32, torch.float32)
 PATTERNS = {"row": 0, "column": 1, "previous_row": 2, "dense": 3}
 
 
@@ -105,7 +107,7 @@ def library() -> ctypes.CDLL:
     else:
         reason = folder / "_decode.missing"
         why = f" ({reason.read_text().strip()})" if reason.exists() else ""
-        raise OSError(f"it was not built{why}: install a C++ compiler (g++ or clang++) and fastjukebox again")
+        raise OSError(f"it was not built{why}: install a C++ compiler (g++) and fastjukebox again")
     lib = ctypes.CDLL(str(path))
     lib.fastjukebox_isa.restype = c_char_p
     for function in (lib.fastjukebox_decode, lib.fastjukebox_prefill):
@@ -308,7 +310,7 @@ class NativeModel:
             temperature=temperature,
             top_p=top_p,
         )
-        library().fastjukebox_decode(byref(self._model), byref(task), start, stop, threads)
+        _check(library().fastjukebox_decode(byref(self._model), byref(task), start, stop, threads), threads)
 
     def prefill(
         self,
@@ -323,16 +325,25 @@ class NativeModel:
         """Put positions start ... stop - 1 into the cache, which holds all earlier ones: to the bit what `decode` would
         leave there."""
         task = _task(codes, None, frame_cond, start_cond)
-        library().fastjukebox_prefill(byref(self._model), byref(task), start, stop, threads)
+        _check(library().fastjukebox_prefill(byref(self._model), byref(task), start, stop, threads), threads)
+
+
+def _check(status: int, threads: int) -> None:
+    """Raises what a call's status means (csrc/decode.h)."""
+    if status == 1:
+        raise OSError(f"the system has no room for {threads} threads: ask for fewer")
+    if status == 2:
+        raise MemoryError(f"no room for the buffers of {threads} threads")
 
 
 def _task(
     codes: Tensor, items: Tensor | None, frame_cond: Tensor | None, start_cond: Tensor | None, **sampling: float
 ) -> _Task:
     """Its pointers are good as long as the tensors."""
-    for tensor in (codes, items, frame_cond, start_cond):
-        if tensor is not None and not tensor.is_contiguous():
-            raise ValueError(f"a contiguous tensor is needed, not {tuple(tensor.shape)} of strides {tensor.stride()}")
+    for tensor, dtype in zip((codes, items, frame_cond, start_cond), TASK_DTYPES, strict=True):
+        if tensor is not None and not (tensor.is_contiguous() and tensor.dtype is dtype):
+            found = f"{tensor.dtype} {tuple(tensor.shape)} of strides {tensor.stride()}"
+            raise ValueError(f"a contiguous tensor of {dtype} is needed, not {found}")
     return _Task(
         batch=len(codes),
         codes=codes.data_ptr(),

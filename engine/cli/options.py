@@ -78,7 +78,7 @@ SAMPLING_OPTIONS = (
     click.option(
         "--run", type=PATH, metavar="DIR", help="What `resume` goes on from.  [default: OUT's name with .run]"
     ),
-    click.option("--overwrite", is_flag=True, help="Replace OUT and the run directory."),
+    click.option("--overwrite", is_flag=True, help="Replace OUT, the run directory and the PNG."),
     click.option("--stream", is_flag=True, help="Write the wav while it grows; with OUT `-`, to stdout."),
 )
 REPORT_OPTIONS = (

@@ -74,24 +74,35 @@ def upsample(codes: Path, out: str, from_level: int | None, settings: Settings) 
 @click.command(short_help="Go on with an interrupted run.")
 @click.argument("run", type=PATH)
 @click.option("--output", type=PATH, metavar="OUT", help="Instead of the file that the run was begun for.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT.")
 @with_options(*REPORT_OPTIONS)
 def resume(
-    run: Path, output: Path | None, threads: int | None, plot: Path | None, plot_beside: Path | None, quiet: bool
+    run: Path,
+    output: Path | None,
+    overwrite: bool,
+    threads: int | None,
+    plot: Path | None,
+    plot_beside: Path | None,
+    quiet: bool,
 ) -> None:
     """Go on with the interrupted or killed run in the directory RUN.
 
     The result is that of an undisturbed run, byte for byte (but for ogg's serial number).
     """
-    from ..audio import check_output
+    from ..audio import check_output, output_files
     from ..jukebox import Jukebox
     from ..runs import Run
 
     request = Run.open(run).request
-    output = output or (Path(request.output) if request.output else None)
+    if output:
+        for path in output_files(check_output(output), request.params.num_samples):
+            new_file(path, overwrite)
+    else:
+        output = Path(request.output) if request.output else None
     if output is None:
         raise ValueError(f"{run} was begun without an output file: name one with --output")
     check_output(output)
-    _check_plot(plot, plot_beside)
+    _check_plot(plot, plot_beside, overwrite)
     if threads:
         import torch
 
@@ -187,7 +198,7 @@ def _check_output(out: str, settings: Settings, items: int) -> tuple[Path | None
     """The output file (None for stdout) and the run directory, checked before anything is sampled."""
     from ..audio import check_output, output_files
 
-    _check_plot(settings.plot, settings.plot_beside)
+    _check_plot(settings.plot, settings.plot_beside, settings.overwrite)
     if out == "-":
         if not settings.stream:
             raise ValueError("OUT `-` is stdout: that needs --stream")
@@ -240,10 +251,21 @@ def _audio(
     # The first chunk comes before the file is touched: by then the request is known to be good.
     first = next(chunks)
     with output.open("wb") if output else open(sys.stdout.fileno(), "wb", closefd=False) as file:
-        file.write(wav_header(samples, jukebox.sample_rate))
+
+        def write(content: bytes) -> None:
+            try:
+                file.write(content)
+                file.flush()
+            except OSError as error:
+                # What Python holds back of it would fail once more where the file is closed.
+                file.raw.close()
+                saved = f"; the codes so far are saved: `fastjukebox resume {shlex.quote(str(run))}`" if run else ""
+                saved += " --output FILE" if run and not output else ""
+                raise ValueError(f"cannot write to {output or 'stdout'}: {error.strerror}{saved}") from None
+
+        write(wav_header(samples, jukebox.sample_rate))
         for chunk in itertools.chain([first], chunks):
-            file.write(wav_samples(chunk[0]))
-            file.flush()
+            write(wav_samples(chunk[0]))
             parts.append(chunk)
     return torch.cat(parts, dim=1)
 
@@ -259,16 +281,15 @@ def _codes_are_safe(run: Path | None) -> Iterator[None]:
         raise ValueError(f"{error}; {hint}") from None
 
 
-def _check_plot(plot: Path | None, beside: Path | None) -> None:
+def _check_plot(plot: Path | None, beside: Path | None, overwrite: bool) -> None:
     if plot is None:
         if beside:
             raise ValueError("--plot-beside goes with --plot PNG")
         return
-    from ..audio import check_folder
     from ..plot import check_plot
 
     check_plot(plot)
-    check_folder(plot)
+    new_file(plot, overwrite)
     if beside and not beside.is_file():
         raise ValueError(f"cannot read audio from {beside}: no such file")
 

@@ -12,6 +12,8 @@
 
 #include <algorithm>
 #include <functional>
+#include <new>
+#include <system_error>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -21,7 +23,7 @@
 #include "threads.h"
 
 // TILE: rows of activations that one pass over a panel serves, as many as the registers hold.
-// ISA: the compiler's own macros do not follow the pragmas below.
+// ISA: the compiler's own macros do not follow the pragmas below, which are GCC's; Clang builds the portable set alone.
 #define ISA 0
 namespace portable {
 constexpr int TILE = 2;
@@ -32,7 +34,7 @@ constexpr int TILE = 2;
 #include "step.inc"
 }  // namespace portable
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define FASTJUKEBOX_X86 1
 
 #pragma GCC push_options
@@ -94,28 +96,36 @@ static int instruction_set() {
   return 0;
 }
 
-extern "C" int fastjukebox_decode(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads) {
-  switch (instruction_set()) {
-#ifdef FASTJUKEBOX_X86
-    case 3: avx512_vnni::run(*model, *task, start, stop, threads); break;
-    case 2: avx512::run(*model, *task, start, stop, threads); break;
-    case 1: avx2::run(*model, *task, start, stop, threads); break;
-#endif
-    default: portable::run(*model, *task, start, stop, threads);
+using Function = void (*)(const Model &, const Task &, int, int, int);
+
+// Calls the function of this CPU's instruction set, `functions` being in the order of ISA.
+static int call(const Function *functions, const Model &model, const Task &task, int start, int stop, int threads) {
+  try {
+    functions[instruction_set()](model, task, start, stop, threads);
+  } catch (const std::system_error &) {
+    return FASTJUKEBOX_NO_THREADS;
+  } catch (const std::bad_alloc &) {
+    return FASTJUKEBOX_NO_MEMORY;
   }
   return 0;
 }
 
-extern "C" int fastjukebox_prefill(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads) {
-  switch (instruction_set()) {
+extern "C" int fastjukebox_decode(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads) {
 #ifdef FASTJUKEBOX_X86
-    case 3: avx512_vnni::prefill(*model, *task, start, stop, threads); break;
-    case 2: avx512::prefill(*model, *task, start, stop, threads); break;
-    case 1: avx2::prefill(*model, *task, start, stop, threads); break;
+  static const Function functions[] = {portable::run, avx2::run, avx512::run, avx512_vnni::run};
+#else
+  static const Function functions[] = {portable::run};
 #endif
-    default: portable::prefill(*model, *task, start, stop, threads);
-  }
-  return 0;
+  return call(functions, *model, *task, start, stop, threads);
+}
+
+extern "C" int fastjukebox_prefill(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads) {
+#ifdef FASTJUKEBOX_X86
+  static const Function functions[] = {portable::prefill, avx2::prefill, avx512::prefill, avx512_vnni::prefill};
+#else
+  static const Function functions[] = {portable::prefill};
+#endif
+  return call(functions, *model, *task, start, stop, threads);
 }
 
 extern "C" const char *fastjukebox_isa(void) {

@@ -53,11 +53,15 @@ typedef struct {
   float temperature, top_p;
 } Task;
 
-// Writes codes start ... stop - 1 of the task. The cache must hold every earlier position. Returns 0.
+// What decoding and prefill return where the system has no room for so many threads, or for their buffers; nothing has
+// been done then. Else they return 0.
+enum { FASTJUKEBOX_NO_THREADS = 1, FASTJUKEBOX_NO_MEMORY = 2 };
+
+// Writes codes start ... stop - 1 of the task. The cache must hold every earlier position.
 int fastjukebox_decode(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads);
 
 // Puts positions start ... stop - 1 of the task into the cache; each takes in the code before it. The cache must hold
-// every earlier position. Returns 0.
+// every earlier position.
 int fastjukebox_prefill(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads);
 
 // The instruction set in use: "avx512-vnni", "avx512", "avx2" or "portable".

@@ -5,6 +5,7 @@
 #include <sched.h>
 
 #include <atomic>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -45,12 +46,31 @@ class Barrier {
   std::vector<Flag> flags_;
 };
 
+// work(0) ... work(threads - 1), each on a thread of its own, the first on this one. Throws std::system_error, with
+// nothing done, where the system has no room for so many.
 template <typename Work>
 void run_team(int threads, Work work) {
+  enum { WAIT, GO, LEAVE };
+  // Until all are there: one alone would wait at the first barrier for ever.
+  std::atomic<int> order{WAIT};
+  auto begin = [&](int id) {
+    while (order.load(std::memory_order_acquire) == WAIT) sched_yield();
+    if (order.load(std::memory_order_relaxed) == GO) work(id);
+  };
   std::vector<std::thread> team;
-  for (int id = 1; id < threads; ++id) team.emplace_back(work, id);
-  work(0);
-  for (auto &thread : team) thread.join();
+  auto end = [&](int how) {
+    order.store(how, std::memory_order_release);
+    if (how == GO) work(0);
+    for (auto &thread : team) thread.join();
+  };
+  try {
+    team.reserve(threads);
+    for (int id = 1; id < threads; ++id) team.emplace_back(begin, id);
+  } catch (...) {
+    end(LEAVE);
+    throw;
+  }
+  end(GO);
 }
 
 // The part [first, last) of `count` that thread `id` takes.

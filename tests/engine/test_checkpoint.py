@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 
 import pytest
@@ -209,8 +210,25 @@ def test_a_fingerprint_follows_the_weights_and_the_config(folder, tiny_model):
     assert checkpoint.fingerprint(folder) != before
     path.write_bytes(content)
     assert checkpoint.fingerprint(folder) == before
+    # Any byte counts, other files do not.
+    path.write_bytes(content[: len(content) // 2] + b"?" + content[len(content) // 2 + 1 :])
+    assert checkpoint.fingerprint(folder) != before
+    path.write_bytes(content)
+    (folder / "codes.safetensors").write_bytes(b"codes")
+    assert checkpoint.fingerprint(folder) == before
     edit_config(folder, lambda values: values["vqvae"].update(sample_rate=22050))
     assert checkpoint.fingerprint(folder) != before
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e5])
+def test_numbers_that_are_not_finite_are_refused(folder, value):
+    prior = checkpoint.load_prior(folder, 1)
+    prior.layers[1].up.weight[3, 2] = value
+    checkpoint.save_network(folder / checkpoint.prior_file(1), prior, torch.float32)
+    # 1e5 is too large for float16 only.
+    for dtype in (torch.float32, torch.float16)[value == 1e5 :]:
+        with pytest.raises(CheckpointError, match=rf"prior_1.*layers\.1\.up\.weight.*not finite in {dtype}"):
+            checkpoint.load_prior(folder, 1, dtype=dtype)
 
 
 def test_a_folder_takes_what_it_lacks_from_its_base(tiny_model, tiny_config, tmp_path):

@@ -270,6 +270,29 @@ def test_bad_codes(fails):
         fails("decode", name, "out.wav")
 
 
+def test_resume_replaces_no_other_file_unasked(ok, fails):
+    ok("sample", "a.wav", "--seconds", 0.03, "--level", 2)
+    Path("mine.wav").write_bytes(b"mine")
+    assert "mine.wav exists" in fails("resume", "a.run", "--output", "mine.wav")
+    assert Path("mine.wav").read_bytes() == b"mine"
+    ok("resume", "a.run", "--output", "mine.wav", "--overwrite")
+    assert Path("mine.wav").read_bytes() == Path("a.wav").read_bytes()
+    # Its own it writes anew.
+    Path("a.wav").unlink()
+    ok("resume", "a.run")
+    ok("resume", "a.run")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_a_stream_that_cannot_be_written_says_how_to_go_on(tiny_model):
+    args = ["sample", "-", "--stream", "--seconds", "0.02", "--model", tiny_model, "--run", "s.run", "-q"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command(*args), stdout=full, stderr=subprocess.PIPE, text=True)
+    message = "cannot write to stdout: No space left on device; the codes so far are saved"
+    assert done.returncode == 2
+    assert done.stderr == f"fastjukebox: error: {message}: `fastjukebox resume s.run` --output FILE\n"
+
+
 def test_resume_needs_a_run_with_its_weights(ok, fails, tiny_model):
     assert "holds no run" in fails("resume", "nothere")
     ok("sample", "a.wav", "--seconds", 0.03, "--level", 2)

@@ -1,8 +1,11 @@
 """The native decoder against the eager one, which is plain PyTorch: the same codes from the same seed."""
 
 import dataclasses
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -282,3 +285,38 @@ def test_conditioner_priors_sample_with_it():
     tasks = [WindowTask(**{**vars(task), "codes": task.codes.clone(), "frame_cond": cond}) for _ in range(2)]
     eager, ours = (decode(kind(prior, 2), one) for kind, one in zip((EagerDecoder, NativeDecoder), tasks))
     assert torch.equal(eager, ours)
+
+
+def test_what_it_cannot_hold_is_refused():
+    prior = make_prior()
+    with pytest.raises(ValueError, match="3 items for a decoder of 2"):
+        NativeDecoder(prior, 2).prefill(make_task(prior, batch=3))
+    task = make_task(prior)
+    with pytest.raises(ValueError, match=r"torch\.int64 is needed, not torch\.int32"):
+        decode(NativeDecoder(prior, 1), dataclasses.replace(task, codes=task.codes.int()))
+
+
+def test_no_room_for_threads_is_an_error_and_no_more():
+    """In a process of its own: it gets no more memory, and each thread wants a stack of some MB."""
+    pytest.importorskip("resource")
+    code = f"""
+import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+import conftest, pathlib, resource, types
+from native_cases import decode, make_prior, make_task
+from fastjukebox.engine.native_decoder import NativeDecoder, TeamSize
+prior = make_prior(); decoder = NativeDecoder(prior, 1)
+expected = decode(decoder, make_task(prior))
+used = 4096 * int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (used + (30 << 20),) * 2)
+decoder.team = types.SimpleNamespace(best=64, next_call=lambda seconds: (64, 8), measured=lambda *call: None)
+for run in (lambda: decoder.run(0, 8), lambda: decoder.extend(0, 8)):
+    try:
+        run()
+    except (OSError, MemoryError) as error:
+        print(type(error).__name__, "64 threads" in str(error))
+decoder.team = TeamSize(1)
+assert decode(decoder, make_task(prior)).equal(expected)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(done.stdout.splitlines()) <= {"OSError True", "MemoryError True"} and done.stdout.count("\n") == 2

@@ -1,8 +1,11 @@
 """Windows of all levels at the same time: the codes of one after another, and no thread outlives its request."""
 
 import dataclasses
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,6 +110,59 @@ def test_a_stream_that_nobody_wants_any_more_ends(tiny_model, jukebox):
     chunks = jukebox.stream(dataclasses.replace(PARAMS, num_samples=1, seconds=0.5))
     next(chunks)
     chunks.close()
+
+
+def test_a_program_that_ends_with_a_stream_under_way_ends_well(tiny_model):
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); import conftest, torch\n"
+        "from fastjukebox.engine import Jukebox, SamplingParams\n"
+        f"torch.set_num_threads(2); jukebox = Jukebox.from_pretrained({str(tiny_model)!r}, backend='native')\n"
+        "chunks = jukebox.stream(SamplingParams(seconds=20)); next(chunks)"
+    )
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_interrupted_again_while_threads_end_it_still_waits_for_them(jukebox, monkeypatch):
+    join, interrupts = threading.Thread.join, []
+
+    def interrupted(thread, *timeout):
+        if "samples" in thread.name and len(interrupts) < 3:
+            interrupts.append(thread)
+            raise KeyboardInterrupt
+        join(thread, *timeout)
+
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+
+    def interrupt(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        jukebox.sample(dataclasses.replace(PARAMS, seconds=2), progress=interrupt)
+    assert len(interrupts) == 3
+
+
+def test_other_threads_keep_their_number(jukebox):
+    """A new thread begins with the number that was set last, in whatever thread."""
+    found = []
+
+    def look(progress=None):
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+
+    jukebox.sample(PARAMS, progress=look)
+    chunks = jukebox.stream(dataclasses.replace(PARAMS, num_samples=1, seconds=0.5))
+    next(chunks)
+    assert torch.get_num_threads() == 2
+    look()
+    # Another thread takes the rest.
+    thread = threading.Thread(target=list, args=(chunks,))
+    thread.start()
+    thread.join()
+    look()
+    assert len(found) > 10 and set(found) == {2}
 
 
 def test_cores_go_to_the_least_rank_and_no_more_of_them_than_there_are():

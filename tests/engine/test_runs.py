@@ -9,7 +9,7 @@ import shutil
 import pytest
 import soundfile
 import torch
-from fastjukebox.engine import Jukebox, Prior, RunError, SamplingParams, checkpoint
+from fastjukebox.engine import Jukebox, Prior, RunError, SamplingParams, checkpoint, runs
 from fastjukebox.engine.runs import Request, Run, load_codes, save_codes
 
 REQUEST = Request(
@@ -41,7 +41,9 @@ class Killed(BaseException):
 
 @pytest.fixture
 def run(tmp_path):
-    return Run.create(tmp_path / "run", REQUEST, OLD)
+    run = Run.create(tmp_path / "run", REQUEST, OLD)
+    run.release()
+    return run
 
 
 def assert_holds(folder, codes):
@@ -138,6 +140,45 @@ def test_a_run_is_not_overwritten_unasked(run):
     Run.create(run.folder, other, NEW, overwrite=True)
     assert_holds(run.folder, NEW)
     assert Run.open(run.folder).request == other
+
+
+def test_a_run_that_cannot_be_replaced_is_still_there(run, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(runs, "save_codes", full)
+    with pytest.raises(RunError, match=f"cannot make the run directory {run.folder}: No space left"):
+        Run.create(run.folder, dataclasses.replace(REQUEST, samples=1), NEW, overwrite=True)
+    monkeypatch.undo()
+    assert_holds(run.folder, OLD)
+    assert Run.open(run.folder).request == REQUEST
+
+
+def test_one_at_a_time_works_on_a_run(run, jukebox, tmp_path):
+    run.acquire()
+    for other in (
+        lambda: Run.create(run.folder, REQUEST, NEW, overwrite=True),
+        lambda: Run.open(run.folder).acquire(),
+    ):
+        with pytest.raises(RunError, match=f"{run.folder} is being worked on already"):
+            other()
+    # Reading is free.
+    assert_holds(run.folder, OLD)
+    run.release()
+    Run.open(run.folder).acquire()
+    # A request that has ended, well or not, holds nothing.
+    params, folder = SamplingParams(seconds=128 / 44100), tmp_path / "other"
+
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        jukebox.sample(params, run_dir=folder, progress=stop)
+    assert raised.value and Jukebox.resume(folder).audio.shape[1] == 128
+    chunks = jukebox.stream(params, run_dir=folder, overwrite=True)
+    with pytest.raises(RunError, match="being worked on"):
+        Jukebox.resume(folder)
+    chunks.close()
 
 
 def test_codes_of_one_run_never_stand_beside_the_request_of_another(run, monkeypatch):

@@ -32,8 +32,11 @@ class Given:
     text: str
 
 
-def prompt(jukebox: Jukebox, source: Path, prompt_seconds: float | None, seconds: float, level: int) -> Given:
-    """The first `prompt_seconds` (None: all) of audio or codes, to be continued to `seconds`, decoded at `level`.
+def prompt(
+    jukebox: Jukebox, source: Path, item: int | None, prompt_seconds: float | None, seconds: float, level: int
+) -> Given:
+    """The first `prompt_seconds` (None: all) of audio or codes, to be continued to `seconds`, decoded at `level`. Of
+    codes of several pieces, `item` (None: all).
 
     Raises:
         ValueError: it cannot be read, or leaves nothing to sample.
@@ -44,7 +47,7 @@ def prompt(jukebox: Jukebox, source: Path, prompt_seconds: float | None, seconds
     audio, codes = None, []
     cut = None if prompt_seconds is None else max(1, round(prompt_seconds * rate))
     if holds_codes(source):
-        codes, samples = read_codes(source, vqvae.levels)
+        codes, samples = read_codes(source, vqvae.levels, item)
         # Upper levels may reach beyond the audio; what was heard is the prompt.
         ends = [end for end in (cut, samples) if end is not None]
         if ends:
@@ -52,6 +55,8 @@ def prompt(jukebox: Jukebox, source: Path, prompt_seconds: float | None, seconds
             end = -(-min(ends) // unit) * unit
             codes = [tensor[:, : end // vqvae.samples_per_code(k)] for k, tensor in enumerate(codes)]
         heard = codes[level].shape[1] * vqvae.samples_per_code(level) if 0 <= level < len(codes) else 0
+    elif item is not None:
+        raise ValueError(f"--item is for codes of several pieces; {source} is taken for audio")
     else:
         audio = read_audio(source, rate)[:, :cut]
         heard = audio.shape[1]
@@ -62,16 +67,16 @@ def prompt(jukebox: Jukebox, source: Path, prompt_seconds: float | None, seconds
         )
     if audio is not None:
         codes = jukebox.encode(audio)
-    return Given(codes, heard, None, f"{heard / rate:.2f} s of {source}")
+    return Given(codes, heard, None, f"{heard / rate:.2f} s of {_piece(source, item)}")
 
 
-def upper_codes(jukebox: Jukebox, source: Path, from_level: int | None, level: int) -> Given:
+def upper_codes(jukebox: Jukebox, source: Path, item: int | None, from_level: int | None, level: int) -> Given:
     """The codes of `from_level` (None: the coarsest given) and above, for the levels from `level` to there to be
-    sampled. Raises ValueError."""
+    sampled; of several pieces, `item` (None: all). Raises ValueError."""
     vqvae = jukebox.config.vqvae
-    codes, samples = read_codes(source, vqvae.levels)
+    codes, samples = read_codes(source, vqvae.levels, item)
     held = [k for k, tensor in enumerate(codes) if tensor.shape[1]]
-    holds = f"{source} holds level {', '.join(map(str, held))}"
+    holds = f"{_piece(source, item)} holds level {', '.join(map(str, held))}"
     keep = held[-1] if from_level is None else from_level
     if keep not in held:
         raise ValueError(f"--from-level {keep}: {holds}")
@@ -89,14 +94,18 @@ def holds_codes(source: Path) -> bool:
     return source.is_dir() or source.suffix.lower() in CODES_SUFFIXES
 
 
-def read_codes(source: Path, levels: int) -> tuple[list[Tensor], int | None]:
-    """Codes per level [items, n], the finest first, empty where there are none; the audio samples they stand for where
-    the source, a run, says so.
+def _piece(source: Path, item: int | None) -> str:
+    return str(source) if item is None else f"piece {item} of {source}"
+
+
+def read_codes(source: Path, levels: int, item: int | None = None) -> tuple[list[Tensor], int | None]:
+    """Codes per level [items, n], the finest first, empty where there are none, of all pieces or of `item`; the audio
+    samples they stand for where the source, a run, says so.
 
     source: a run directory, our .safetensors, or the original's data.pth.tar.
 
     Raises:
-        ValueError (RunError, CheckpointError): it holds no codes, or not of so many levels.
+        ValueError (RunError, CheckpointError): it holds no codes, not of so many levels, or no such piece.
     """
     samples = None
     codes: Sequence[Tensor | None]
@@ -114,5 +123,8 @@ def read_codes(source: Path, levels: int) -> tuple[list[Tensor], int | None]:
     items = max((len(tensor) for tensor in codes if tensor is not None), default=0)
     if not any(tensor is not None and tensor.numel() for tensor in codes):
         raise ValueError(f"{source} holds no codes")
+    if item is not None and not 0 <= item < items:
+        raise ValueError(f"--item {item}: {source} holds the pieces 0 to {items - 1}")
     empty = torch.zeros(items, 0, dtype=torch.long)
-    return [empty if tensor is None else tensor for tensor in codes], samples
+    found = [empty if tensor is None else tensor for tensor in codes]
+    return found if item is None else [tensor[item : item + 1] for tensor in found], samples

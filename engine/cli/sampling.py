@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from .prompts import Given
 
 
+_ITEM = click.option(
+    "--item", type=int, metavar="N", help="Of several pieces this one, the first is 0.  [default: all]"
+)
+
+
 @click.command(short_help="Sample music from nothing.")
 @click.argument("out", default="out.wav")
 @click.option("--seconds", type=float, default=10.0, show_default=True)
@@ -40,9 +45,10 @@ def sample(out: str, settings: Settings) -> None:
 @click.argument("out")
 @click.option("--seconds", type=float, required=True, help="Length of the result, the prompt included.")
 @click.option("--prompt-seconds", type=float, help="Go on from only so much of the prompt.")
+@_ITEM
 @sampling_options
 @shared_help
-def continue_(prompt: Path, out: str, prompt_seconds: float | None, settings: Settings) -> None:
+def continue_(prompt: Path, out: str, prompt_seconds: float | None, item: int | None, settings: Settings) -> None:
     """Go on from PROMPT, which opens OUT.
 
     PROMPT is an audio file of any rate and number of channels, a run directory, a codes file (.safetensors), or the
@@ -51,7 +57,7 @@ def continue_(prompt: Path, out: str, prompt_seconds: float | None, settings: Se
     from . import prompts
 
     seconds = settings.seconds or 0.0
-    _sample(out, settings, lambda model: prompts.prompt(model, prompt, prompt_seconds, seconds, settings.level))
+    _sample(out, settings, lambda model: prompts.prompt(model, prompt, item, prompt_seconds, seconds, settings.level))
 
 
 @click.command(short_help="Sample the finer levels of given codes.")
@@ -59,16 +65,17 @@ def continue_(prompt: Path, out: str, prompt_seconds: float | None, settings: Se
 @click.argument("out")
 @click.option("--seconds", type=float, help="Length of the result.  [default: what the codes cover]")
 @click.option("--from-level", type=int, help="Keep this level and those above.  [default: the coarsest given]")
+@_ITEM
 @sampling_options
 @shared_help
-def upsample(codes: Path, out: str, from_level: int | None, settings: Settings) -> None:
+def upsample(codes: Path, out: str, from_level: int | None, item: int | None, settings: Settings) -> None:
     """Sample the levels below those of CODES anew.
 
     CODES is a codes file (.safetensors), a run directory, or the original's data.pth.tar.
     """
     from . import prompts
 
-    _sample(out, settings, lambda model: prompts.upper_codes(model, codes, from_level, settings.level))
+    _sample(out, settings, lambda model: prompts.upper_codes(model, codes, item, from_level, settings.level))
 
 
 @click.command(short_help="Go on with an interrupted run.")

@@ -138,6 +138,22 @@ def test_upsample_keeps_the_coarsest_level_or_those_asked_for(ok, fails):
     assert "holds level" in fails("upsample", "a.run", "d.wav", "--from-level", 3)
 
 
+def test_one_of_several_pieces_goes_on(ok, fails):
+    ok("sample", "many.wav", "--seconds", 0.05, "--level", 2, "--samples", 3, "--seed", 5)
+    ok("sample", "whole.wav", "--seconds", 0.05, "--samples", 3, "--seed", 5)
+    # The noise of the same piece, too.
+    out = ok("upsample", "many.run", "one.wav", "--item", 2, "--first-item", 2, "--seed", 5)
+    assert "piece 2 of many.run" in out
+    assert Path("one.wav").read_bytes() == Path("whole-2.wav").read_bytes()
+    ok("continue", "many.run", "longer.wav", "--item", 1, "--seconds", 0.08, "--level", 2)
+    assert runs.load_codes(Path("longer.run/codes.safetensors"))[2][0, :17].tolist() == (
+        runs.load_codes(Path("many.run/codes.safetensors"))[2][1, :17].tolist()
+    )
+    assert "pieces 0 to 2" in fails("upsample", "many.run", "two.wav", "--item", 3)
+    write_tone("tone.wav", 0.1)
+    assert "codes of several pieces" in fails("continue", "tone.wav", "two.wav", "--seconds", 1, "--item", 0)
+
+
 def test_upsample_takes_the_codes_of_the_original(ok):
     zs = [torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, 0, dtype=torch.long), torch.arange(16)[None]]
     torch.save({"zs": zs}, "data.pth.tar")
@@ -284,13 +300,14 @@ def test_resume_replaces_no_other_file_unasked(ok, fails):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
-def test_a_stream_that_cannot_be_written_says_how_to_go_on(tiny_model):
-    args = ["sample", "-", "--stream", "--seconds", "0.02", "--model", tiny_model, "--run", "s.run", "-q"]
+def test_a_stream_that_cannot_be_written_says_how_to_go_on(tiny_model, tmp_path):
+    run = tmp_path / "s.run"
+    args = ["sample", "-", "--stream", "--seconds", "0.02", "--model", tiny_model, "--run", run, "-q"]
     with open("/dev/full", "wb") as full:
         done = subprocess.run(command(*args), stdout=full, stderr=subprocess.PIPE, text=True)
     message = "cannot write to stdout: No space left on device; the codes so far are saved"
     assert done.returncode == 2
-    assert done.stderr == f"fastjukebox: error: {message}: `fastjukebox resume s.run` --output FILE\n"
+    assert done.stderr == f"fastjukebox: error: {message}: `fastjukebox resume {run}` --output FILE\n"
 
 
 def test_resume_needs_a_run_with_its_weights(ok, fails, tiny_model):

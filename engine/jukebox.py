@@ -95,8 +95,7 @@ class Jukebox:
             if dtype not in DTYPES:
                 raise ValueError(f"dtype must be {', '.join(DTYPES)}, not {dtype!r}")
             dtype = DTYPES[dtype]
-        folder = MODELS.get(str(path_or_name), Path(path_or_name).expanduser())
-        return cls(folder, device, dtype, backend)
+        return cls(_model_folder(path_or_name), device, dtype, backend)
 
     def _kept_bytes(self) -> int:
         if self.device.type != "cuda":
@@ -225,21 +224,26 @@ class Jukebox:
         return self._chunks(sampling, run, "time", progress)
 
     @classmethod
-    def resume(cls, run_dir: str | Path, progress: ProgressCallback | None = None) -> Result:
-        """Go on with a run to the result that an undisturbed run gives.
+    def resume(
+        cls, run_dir: str | Path, progress: ProgressCallback | None = None, model: str | Path | None = None
+    ) -> Result:
+        """Go on with a run to the result that an undisturbed run gives. `model`: where its weights are now, if they
+        have moved.
 
         Raises:
             RunError: not a run, or the model's weights are not those that it began with.
         """
         run = Run.open(Path(run_dir))
         request = run.request
+        folder = Path(request.model) if model is None else _model_folder(model)
         try:
-            fingerprint = checkpoint.fingerprint(Path(request.model))
+            fingerprint = checkpoint.fingerprint(folder)
         except OSError as error:
-            raise RunError(f"{run.folder} needs the model in {request.model}: {error.strerror}") from None
+            where = "it has moved? --model says where to"
+            raise RunError(f"{run.folder} needs its model, in {folder}: {error.strerror}; {where}") from None
         if fingerprint != request.fingerprint:
-            raise RunError(f"{run.folder} was begun with other weights than {request.model} holds now")
-        jukebox = cls.from_pretrained(request.model, request.device, request.dtype, request.backend)
+            raise RunError(f"{run.folder} was begun with other weights than {folder} holds")
+        jukebox = cls.from_pretrained(folder, request.device, request.dtype, request.backend)
         run.acquire()
         codes = run.load()
         try:
@@ -325,6 +329,10 @@ class Jukebox:
             audio = self.vqvae.decode(codes, level, start, stop).cpu()
         offset = start * self.config.vqvae.samples_per_code(level)
         return audio[:, : max(0, sampling.samples - offset)]
+
+
+def _model_folder(path_or_name: str | Path) -> Path:
+    return MODELS.get(str(path_or_name), Path(path_or_name).expanduser())
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -82,11 +82,13 @@ def upsample(codes: Path, out: str, from_level: int | None, item: int | None, se
 @click.argument("run", type=PATH)
 @click.option("--output", type=PATH, metavar="OUT", help="Instead of the file that the run was begun for.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
+@click.option("--model", metavar="NAME|FOLDER", help="Where the run's model is now, if it has moved.")
 @with_options(*REPORT_OPTIONS)
 def resume(
     run: Path,
     output: Path | None,
     overwrite: bool,
+    model: str | None,
     threads: int | None,
     plot: Path | None,
     plot_beside: Path | None,
@@ -117,7 +119,7 @@ def resume(
     started = time.monotonic()
     with ProgressBar(quiet) as bar:
         try:
-            result = Jukebox.resume(run, progress=bar)
+            result = Jukebox.resume(run, bar, model)
         except KeyboardInterrupt as interrupt:
             raise Stopped(interrupt, run) from None
     wall = time.monotonic() - started

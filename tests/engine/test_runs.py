@@ -275,8 +275,9 @@ def test_resuming_with_other_weights_is_refused(tiny_model, tmp_path, randomize)
     with pytest.raises(RunError, match=f"{run_dir} was begun with other weights than {model}"):
         Jukebox.resume(run_dir)
     shutil.rmtree(model)
-    with pytest.raises(RunError, match=f"{model}"):
+    with pytest.raises(RunError, match=f"{model}.*--model"):
         Jukebox.resume(run_dir)
+    assert_same(Jukebox.resume(run_dir, model=tiny_model), expected)
 
 
 def test_resuming_with_codes_of_another_run_is_refused(jukebox, tmp_path):

@@ -16,13 +16,14 @@ from tqdm import tqdm
 
 from ..engine.prior import Prior
 from .parallel import own_device, processes
+from .pipeline import StageFailed, is_done, run_all, stages
 from .presets import PRESETS
 from .systems import SYSTEMS, TEACHER, UPSAMPLERS
 from .trainer import TrainingDiverged
-from .work import Work
+from .work import NotTrained, Work
 
 # What a user can mend.
-EXPECTED = (ValueError, OSError, ImportError, TrainingDiverged)
+EXPECTED = (ValueError, OSError, ImportError, TrainingDiverged, StageFailed)
 ABLATIONS = "Levels at which all seven systems are trained; elsewhere the teacher and student-18."
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -190,15 +191,20 @@ def eval(names: tuple[str, ...], levels: tuple[int, ...], windows: int, path: Pa
     from .evaluation import evaluate
 
     with opened(**options) as work:
-        for level in chosen(work, levels):
-            for name in names or SYSTEMS:
-                if not names and not work.is_done(name, level):
-                    continue
-                figures = evaluate(work, name, level, windows)
-                say(work, json.dumps(figures))
-                if path and work.processes.is_first:
-                    with path.open("a") as file:
-                        file.write(json.dumps(figures | {"preset": work.preset_name, "seed": work.seed}) + "\n")
+        wanted = [
+            (name, level)
+            for level in chosen(work, levels)
+            for name in names or SYSTEMS
+            if names or work.is_done(name, level)
+        ]
+        if not wanted:
+            raise NotTrained(f"nothing to measure: no system is trained in {work.folder} at the levels asked for")
+        for name, level in wanted:
+            figures = evaluate(work, name, level, windows)
+            say(work, json.dumps(figures))
+            if path and work.processes.is_first:
+                with path.open("a") as file:
+                    file.write(json.dumps(figures | {"preset": work.preset_name, "seed": work.seed}) + "\n")
 
 
 @train.command()
@@ -241,8 +247,6 @@ def card(out: Path, **options: Any) -> None:
 @dry_run_option
 def stack(jobs: int, ablations: str, dry_run: bool, **options: Any) -> None:
     """Everything from nothing: corpus, VQ-VAE, codes, and the paper's seven systems."""
-    from .pipeline import is_done, run_all, stages
-
     threads = options["threads"] or 1
     with opened(**options) as work:
         systems = {

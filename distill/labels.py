@@ -38,7 +38,8 @@ def read_quadrants(source: str | Path) -> list[Labelled]:
     if not table.is_file():
         raise AudioError(f"{table}: no such file")
     songs: dict[Path, int] = {}
-    with table.open(newline="") as lines:
+    # Spreadsheets write a byte order mark.
+    with table.open(newline="", encoding="utf-8-sig") as lines:
         reader = csv.DictReader(lines)
         names = reader.fieldnames or ()
         column = next((name for name in ("path", "file") if name in names), None)

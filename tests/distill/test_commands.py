@@ -6,8 +6,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 from fastjukebox.distill import __main__ as entry
+from fastjukebox.distill import commands
 from fastjukebox.distill.commands import train
-from fastjukebox.distill.pipeline import Stage, stages
+from fastjukebox.distill.pipeline import Stage, StageFailed, stages
 from fastjukebox.distill.systems import SYSTEMS
 from fastjukebox.distill.work import NotTrained, Work
 from fastjukebox.engine.jukebox import Jukebox
@@ -100,19 +101,42 @@ def test_dry_run_tells_parameters_memory_and_steps(stack, run):
     assert "6 layers of width 16" in lines[0] and "parameters" in lines[0] and "GB" in lines[0] and "steps" in lines[0]
 
 
-def test_mistakes_get_one_line_that_says_what_to_do(stack, run, monkeypatch, capsys):
-    words = ["distill", "--work", str(stack), "--preset", "tiny", "--device", "cpu", "--system", "student-24"]
-    monkeypatch.setattr("sys.argv", ["fastjukebox-train", *words])
-    with pytest.raises(SystemExit) as stop:
-        entry.main()
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and len(error.splitlines()) == 1
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """The one line that a command's refusal prints."""
+
+    def command(folder, *words):
+        words = [words[0], "--work", str(folder), "--preset", "tiny", "--device", "cpu", *words[1:]]
+        monkeypatch.setattr("sys.argv", ["fastjukebox-train", *words])
+        with pytest.raises(SystemExit) as stop:
+            entry.main()
+        lines = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 2 and len(lines) == 1, lines
+        return lines[0]
+
+    return command
+
+
+def test_mistakes_get_one_line_that_says_what_to_do(stack, run, refused):
+    error = refused(stack, "distill", "--system", "student-24")
     assert "fastjukebox-train distill --system student-24-layers --level 2" in error
     with pytest.raises(ValueError, match="choose another folder"):
         Work(stack, "demo")
     with pytest.raises(NotTrained, match="encode"):
         Work(stack.parent / "other", "tiny").codes()
     assert run("prior", "--system", "teacher-72", "--level", "7").exit_code == 2
+
+
+def test_eval_of_nothing_is_an_error(tmp_path, refused):
+    assert "no system is trained" in refused(tmp_path / "w", "eval")
+
+
+def test_a_stage_that_failed_is_told_in_one_line(tmp_path, monkeypatch, refused):
+    def fail(*_):
+        raise StageFailed("codes ended with exit code 1")
+
+    monkeypatch.setattr(commands, "run_all", fail)
+    assert refused(tmp_path / "w", "stack") == "error: codes ended with exit code 1"
 
 
 def test_stages_name_everything_that_they_need():

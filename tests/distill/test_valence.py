@@ -177,6 +177,12 @@ def test_tables_that_cannot_be_used_are_explained(tmp_path, table, message):
         read_quadrants(tmp_path / "songs.csv")
 
 
+def test_a_spreadsheets_byte_order_mark_is_no_part_of_a_column(tmp_path):
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "songs.csv").write_text("path,quadrant\na.wav,DU\n", "utf-8-sig")
+    assert read_quadrants(tmp_path / "songs.csv") == [Labelled(tmp_path / "a.wav", 3)]
+
+
 def test_missing_tables_and_unreadable_songs_are_named(tmp_path):
     with pytest.raises(AudioError, match=r"labels\.csv: no such file"):
         read_quadrants(tmp_path)

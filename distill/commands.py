@@ -18,13 +18,13 @@ from ..engine.prior import Prior
 from .parallel import own_device, processes
 from .pipeline import StageFailed, is_done, run_all, stages
 from .presets import PRESETS
-from .systems import SYSTEMS, TEACHER, UPSAMPLERS
+from .systems import SERVED, SYSTEMS
 from .trainer import TrainingDiverged
 from .work import NotTrained, Work
 
 # What a user can mend.
 EXPECTED = (ValueError, OSError, ImportError, TrainingDiverged, StageFailed)
-ABLATIONS = "Levels at which all seven systems are trained; elsewhere the teacher and student-18."
+ABLATIONS = "Levels at which all seven systems are trained; elsewhere the teacher and both students."
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -210,21 +210,24 @@ def eval(names: tuple[str, ...], levels: tuple[int, ...], windows: int, path: Pa
 @train.command()
 @common
 @system_option(list(SYSTEMS))
+@level_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to write.")
 @click.option(
     "--base",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="An exported folder of the same work: files that are the same stay there.",
 )
-def export(name: str, out: Path, base: Path | None, **options: Any) -> None:
+def export(name: str, levels: tuple[int, ...], out: Path, base: Path | None, **options: Any) -> None:
     """Write a system's stack as a checkpoint folder, FP16 safetensors, for `fastjukebox sample --model`.
 
-    Levels below those that it was trained at are student-18's.
+    Levels below those that it was trained at are student-18's, and with --level all others.
     """
     with opened(**options) as work:
+        own = chosen(work, levels)
         if work.processes.is_first:
-            work.export(name, out, base)
-            say(work, f"{out}: the stack of {name}")
+            work.export(name, out, base, own)
+            priors = ", ".join(f"level {level} of {work.source(name, level, own)}" for level in work.levels)
+            say(work, f"{out}: the stack of {name}: {priors}")
 
 
 @train.command()
@@ -250,8 +253,7 @@ def stack(jobs: int, ablations: str, dry_run: bool, **options: Any) -> None:
     threads = options["threads"] or 1
     with opened(**options) as work:
         systems = {
-            level: tuple(SYSTEMS) if ablations == "all" or level == work.levels[0] else (TEACHER, UPSAMPLERS)
-            for level in work.levels
+            level: tuple(SYSTEMS) if ablations == "all" or level == work.levels[0] else SERVED for level in work.levels
         }
         needs = stages(work, systems)
         if dry_run:

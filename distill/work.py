@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -198,25 +198,22 @@ class Work:
         load_averaged(self.run_folder(name, level), prior)
         return prior.to(self.device).eval().requires_grad_(False)
 
-    def source(self, name: str, level: int) -> str:
+    def source(self, name: str, level: int, own: Collection[int] | None = None) -> str:
         """The system whose prior stands at a level of the stack of `name`: its own, or that of UPSAMPLERS where it was
-        trained at higher levels only."""
+        trained at higher levels only, and at levels that are not among `own`."""
+        if own is not None and level not in own:
+            return UPSAMPLERS
         trained = [other for other in self.levels if self.is_done(name, other)]
         return name if level in trained or not trained or level > min(trained) else UPSAMPLERS
 
-    def stack_config(self, name: str) -> JukeboxConfig:
-        """The VQ-VAE and the priors of a system's stack."""
-        levels = reversed(self.levels)
-        priors = (self.preset.prior_config(system(self.source(name, level)), level) for level in levels)
-        return JukeboxConfig(self.preset.config.vqvae, tuple(priors))
-
-    def export(self, name: str, out: Path, base: Path | None = None) -> None:
+    def export(self, name: str, out: Path, base: Path | None = None, own: Collection[int] | None = None) -> None:
         """Write a system's stack as a checkpoint folder that the engine loads (FP16 safetensors); with `base`, another
-        such folder, only the files that differ from its. Raises NotTrained."""
+        such folder, only the files that differ from its. `own` as for `source`. Raises NotTrained."""
         networks: dict[str, Any] = {checkpoint.VQVAE_FILE: self.vqvae(self.levels)}
-        for level in self.levels:
-            networks[checkpoint.prior_file(level)] = self.prior(self.source(name, level), level)
-        checkpoint.save_config(out, self.stack_config(name), os.path.relpath(base, out) if base else None)
+        priors = [self.prior(self.source(name, level, own), level) for level in reversed(self.levels)]
+        networks |= {checkpoint.prior_file(level): prior for level, prior in enumerate(priors)}
+        config = JukeboxConfig(self.preset.config.vqvae, tuple(prior.config for prior in priors))
+        checkpoint.save_config(out, config, os.path.relpath(base, out) if base else None)
         for file, network in networks.items():
             path = out / file
             checkpoint.save_network(path, network)

@@ -64,6 +64,18 @@ def test_a_stack_shares_files_with_its_base(stack, run, tmp_path):
     assert torch.equal(torch.as_tensor(whole.audio), torch.as_tensor(shared.audio))
 
 
+def test_a_stack_may_take_levels_from_student_18(stack, refused, tmp_path):
+    work = Work(stack, "tiny")
+    assert [work.source("teacher-72", level) for level in work.levels] == ["teacher-72"] * 3
+    assert [work.source("teacher-72", level, [2]) for level in work.levels] == [
+        "teacher-72",
+        "student-18",
+        "student-18",
+    ]
+    error = refused(stack, "export", "--system", "teacher-72", "--level", "2", "--out", str(tmp_path))
+    assert "student-18 --level 0" in error
+
+
 def test_the_card_tells_every_run(stack, run, tmp_path):
     done = run("card", "--out", str(tmp_path / "CARD.md"))
     assert done.exit_code == 0, done.output
@@ -137,6 +149,15 @@ def test_a_stage_that_failed_is_told_in_one_line(tmp_path, monkeypatch, refused)
 
     monkeypatch.setattr(commands, "run_all", fail)
     assert refused(tmp_path / "w", "stack") == "error: codes ended with exit code 1"
+
+
+def test_a_stack_has_both_students_at_every_level(stack, run):
+    done = run("stack", "--dry-run")
+    assert done.exit_code == 0, done.output
+    for level in range(3):
+        for name in ("teacher-72", "student-24", "student-18"):
+            assert f"{name} level {level}:" in done.output
+        assert (f"plain-24 level {level}:" in done.output) == (level == 2)
 
 
 def test_stages_name_everything_that_they_need():

@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 
 import click
 import torch
-from tqdm import tqdm
 
-from ..engine.prior import Prior
+from .dry_run import describe
 from .parallel import own_device, processes
 from .pipeline import StageFailed, is_done, run_all, stages
 from .presets import PRESETS
@@ -78,9 +77,10 @@ def chosen(work: Work, levels: tuple[int, ...]) -> list[int]:
     return [level for level in work.levels if not levels or level in levels]
 
 
-def say(work: Work, line: str) -> None:
-    if work.processes.is_first:
-        tqdm.write(line)
+def tell(work: Work, name: str, level: int | None, state: str = "") -> None:
+    """Say what would be done."""
+    for line in [name] if level is None else describe(work, name, level):
+        work.say(state + line)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -94,20 +94,24 @@ def corpus(**options: Any) -> None:
     """Render the procedural corpus to WORK/corpus."""
     with opened(**options) as work:
         if work.processes.is_first:
-            say(work, f"{work.write_corpus()}: {work.preset.corpus.songs} songs")
+            work.say(f"{work.write_corpus()}: {work.preset.corpus.songs} songs")
 
 
 @train.command()
 @common
 @audio_option
 @level_option
-def vqvae(audio: Path | None, levels: tuple[int, ...], **options: Any) -> None:
+@dry_run_option
+def vqvae(audio: Path | None, levels: tuple[int, ...], dry_run: bool, **options: Any) -> None:
     """Train the VQ-VAE, level by level, on a folder of audio (default: WORK/corpus)."""
     with opened(**options) as work:
         for level in chosen(work, levels):
+            if dry_run:
+                tell(work, "vqvae", level)
+                continue
             if not work.is_done("vqvae", level):
                 work.train_vqvae(level, audio or work.corpus)
-            say(work, f"vqvae level {level}: {json.dumps(work.figures('vqvae', level))}")
+            work.say(f"vqvae level {level}: {json.dumps(work.figures('vqvae', level))}")
 
 
 @train.command()
@@ -117,20 +121,20 @@ def encode(audio: Path | None, **options: Any) -> None:
     """Encode a folder of audio (default: WORK/corpus) to WORK/codes."""
     with opened(**options) as work:
         store = work.encode(audio or work.corpus)
-        say(work, f"{store.path}: {len(store.songs)} songs, {len(store.skipped)} files skipped")
+        work.say(f"{store.path}: {len(store.songs)} songs, {len(store.skipped)} files skipped")
         for skipped in store.skipped:
-            say(work, f"  {skipped.path}: {skipped.reason}")
+            work.say(f"  {skipped.path}: {skipped.reason}")
 
 
 def train_systems(name: str, levels: tuple[int, ...], dry_run: bool, options: dict[str, Any]) -> None:
     with opened(**options) as work:
         for level in chosen(work, levels):
             if dry_run:
-                say(work, describe(work, name, level))
+                tell(work, name, level)
                 continue
             if not work.is_done(name, level):
                 work.train_system(name, level)
-            say(work, f"{name} level {level}: {json.dumps(work.figures(name, level))}")
+            work.say(f"{name} level {level}: {json.dumps(work.figures(name, level))}")
 
 
 @train.command()
@@ -151,33 +155,6 @@ def prior(name: str, levels: tuple[int, ...], dry_run: bool, **options: Any) -> 
 def distill(name: str, levels: tuple[int, ...], dry_run: bool, **options: Any) -> None:
     """Train a student's priors towards its teacher's, one stage; `student-N` goes on with `student-N-layers`."""
     train_systems(name, levels, dry_run, options)
-
-
-def describe(work: Work, name: str, level: int) -> str:
-    """Parameters, memory and steps of one run."""
-    recipe, preset = SYSTEMS[name], work.preset
-    config = preset.prior_config(recipe, level)
-    with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in Prior(config).parameters())
-    # Weights, gradients, two moments and the average, FP32; and the teacher's weights.
-    held = 5 * 4 * parameters
-    if recipe.teacher:
-        with torch.device("meta"):
-            teacher = Prior(preset.prior_config(SYSTEMS[recipe.teacher], level))
-        held += 4 * sum(parameter.numel() for parameter in teacher.parameters())
-    codes = preset.prior.batch * config.context_len
-    # What a layer keeps for its backward pass: the input alone if it is computed again, else about 14 vectors.
-    vectors = 1 if preset.prior.computing.recompute else 14
-    activations = 4 * codes * config.width * vectors * config.depth + 8 * codes * config.codebook_size
-    line = (
-        f"{name} level {level}: {config.depth} layers of width {config.width}, {parameters / 1e6:.1f} M parameters, "
-        f"about {held / 1e9:.2f} GB for weights and optimizer and {activations / 1e9:.2f} GB for activations "
-        f"(batch {preset.prior.batch} of {config.context_len} codes)"
-    )
-    if not (work.folder / "codes" / "manifest.json").exists():
-        return f"{line}; its steps are known when WORK/codes is there"
-    epoch = work.windows(level).epoch_steps(preset.prior.batch)
-    return f"{line}; {preset.steps(recipe, level, epoch)} steps, an epoch is {epoch}"
 
 
 @train.command()
@@ -201,7 +178,7 @@ def eval(names: tuple[str, ...], levels: tuple[int, ...], windows: int, path: Pa
             raise NotTrained(f"nothing to measure: no system is trained in {work.folder} at the levels asked for")
         for name, level in wanted:
             figures = evaluate(work, name, level, windows)
-            say(work, json.dumps(figures))
+            work.say(json.dumps(figures))
             if path and work.processes.is_first:
                 with path.open("a") as file:
                     file.write(json.dumps(figures | {"preset": work.preset_name, "seed": work.seed}) + "\n")
@@ -227,7 +204,7 @@ def export(name: str, levels: tuple[int, ...], out: Path, base: Path | None, **o
         if work.processes.is_first:
             work.export(name, out, base, own)
             priors = ", ".join(f"level {level} of {work.source(name, level, own)}" for level in work.levels)
-            say(work, f"{out}: the stack of {name}: {priors}")
+            work.say(f"{out}: the stack of {name}: {priors}")
 
 
 @train.command()
@@ -240,7 +217,7 @@ def card(out: Path, **options: Any) -> None:
     with opened(**options) as work:
         if work.processes.is_first:
             out.write_text(written(work))
-            say(work, str(out))
+            work.say(str(out))
 
 
 @train.command()
@@ -259,7 +236,6 @@ def stack(jobs: int, ablations: str, dry_run: bool, **options: Any) -> None:
         if dry_run:
             for stage in needs:
                 state = "done" if is_done(work, stage) else "to do"
-                is_prior = stage.name in SYSTEMS
-                say(work, f"{state:6} {describe(work, stage.name, stage.level or 0) if is_prior else stage}")
+                tell(work, stage.name, stage.level, f"{state:6} ")
             return
-        run_all(work, needs, jobs, threads, lambda line: say(work, line))
+        run_all(work, needs, jobs, threads, work.say)

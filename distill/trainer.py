@@ -233,6 +233,27 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     os.replace(part, path)
 
 
+def check_same(path: Path, made_with: Mapping[str, Any]) -> None:
+    """Raises ValueError where `path` says that its folder was begun with something else."""
+    if not path.exists():
+        return
+    found = json.loads(path.read_text())
+    for name, value in made_with.items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"{path.parent} was begun with {name} {found.get(name)!r}, not {value!r}: go on with the same, "
+                "or choose another folder"
+            )
+
+
+def record(path: Path, made_with: Mapping[str, Any]) -> None:
+    """Note in `path` what its folder is begun with, or check it: `check_same`."""
+    check_same(path, made_with)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, made_with)
+
+
 def write_figures(folder: Path, figures: Mapping[str, Any]) -> None:
     """A run whose figures exist is done."""
     write_json(folder / FIGURES, figures)

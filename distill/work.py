@@ -1,6 +1,6 @@
 """A work folder: everything that training a stack leaves behind, each part a run that can be stopped and gone on with.
 
-WORK/preset.json              which preset and seed; another one needs another folder
+WORK/preset.json              which preset and seed, from the first run on; another one needs another folder
 WORK/corpus/                  the procedural corpus, where no other audio was given
 WORK/vqvae/level_K/           one level of the VQ-VAE
 WORK/codes/                   the code store
@@ -9,8 +9,6 @@ WORK/SYSTEM/level_K/          a prior of one of the paper's systems; shallow/ in
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from ..engine import checkpoint
 from ..engine.config import JukeboxConfig
@@ -35,8 +34,10 @@ from .presets import PRESETS, Preset
 from .prior import load_averaged, train_prior
 from .student import new_student
 from .systems import SYSTEMS, TEACHER, UPSAMPLERS, System, system
-from .trainer import FIGURES, read_figures, write_figures
+from .trainer import FIGURES, check_same, read_figures, record, write_figures
 from .vqvae import load_level, train_level
+
+PRESET = "preset.json"
 
 
 class NotTrained(ValueError):
@@ -60,16 +61,21 @@ class Work:
     def __post_init__(self) -> None:
         if self.preset_name not in PRESETS:
             raise ValueError(f"no preset {self.preset_name!r}; there are {', '.join(PRESETS)}")
-        path = self.folder / "preset.json"
-        wanted = {"preset": self.preset_name, "seed": self.seed}
-        if path.exists():
-            found = json.loads(path.read_text())
-            if found != wanted:
-                raise ValueError(f"{self.folder} was made with {found}, not {wanted}; choose another folder")
-        elif self.processes.is_first:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(wanted) + "\n")
-        self.processes.wait()
+        check_same(self.folder / PRESET, self._made_with)
+
+    @property
+    def _made_with(self) -> dict[str, Any]:
+        return {"preset": self.preset_name, "seed": self.seed}
+
+    def claim(self) -> None:
+        """Note whose folder it is; before the first run in it."""
+        if self.processes.is_first:
+            record(self.folder / PRESET, self._made_with)
+
+    def say(self, line: str) -> None:
+        """Print a line, on the first process."""
+        if self.processes.is_first:
+            tqdm.write(line)
 
     @property
     def preset(self) -> Preset:
@@ -101,11 +107,13 @@ class Work:
 
     def write_corpus(self) -> Path:
         corpus = self.preset.corpus
+        self.claim()
         write_corpus(self.corpus, corpus.songs, corpus.seconds, self.seed)
         return self.corpus
 
     def train_vqvae(self, level: int, audio: Path) -> dict[str, Any]:
         """Train one level on a folder of audio."""
+        self.claim()
         preset, config = self.preset, self.preset.config.vqvae
         songs = scan(audio, preset.corpus.held_out, self.seed)
         crops = AudioCrops(songs, preset.crop, config.sample_rate, self.seed)
@@ -124,15 +132,20 @@ class Work:
 
     def encode(self, audio: Path) -> CodeStore:
         """The codes of a folder of audio at all levels."""
+        self.claim()
         vqvae = self.vqvae(self.levels)
         if self.processes.is_first:
             write_store(audio, self.folder / "codes", vqvae, self.preset.corpus.held_out, self.seed)
         self.processes.wait()
         return self.codes()
 
+    @property
+    def has_codes(self) -> bool:
+        return (self.folder / "codes" / "manifest.json").exists()
+
     def codes(self) -> CodeStore:
         """Raises NotTrained."""
-        if not (self.folder / "codes" / "manifest.json").exists():
+        if not self.has_codes:
             raise NotTrained(f"{self.folder} holds no codes yet: run `fastjukebox-train encode` first")
         return CodeStore(self.folder / "codes")
 
@@ -146,6 +159,7 @@ class Work:
         """Train the prior of a system at one level. Raises NotTrained where what it needs is not done."""
         recipe, preset = system(name), self.preset
         self._check(*((need, level) for need in recipe.needs))
+        self.claim()
         windows = self.windows(level)
         epoch = windows.epoch_steps(preset.prior.batch)
         steps = preset.steps(recipe, level, epoch)
@@ -164,8 +178,7 @@ class Work:
         steps = preset.shallow_steps(level, windows.epoch_steps(preset.prior.batch))
         if not steps:
             return None
-        config = dataclasses.replace(preset.prior_config(SYSTEMS[TEACHER], level), depth=preset.shallow_depth)
-        folder = self.run_folder(TEACHER, level) / "shallow"
+        config, folder = preset.shallow_config(level), self.run_folder(TEACHER, level) / "shallow"
         if not read_figures(folder):
             torch.manual_seed(self.seed)
             objective = NextCode(Prior(config).to(self.device), preset.prior.computing)

@@ -151,6 +151,31 @@ def test_a_stage_that_failed_is_told_in_one_line(tmp_path, monkeypatch, refused)
     assert refused(tmp_path / "w", "stack") == "error: codes ended with exit code 1"
 
 
+def test_dry_run_tells_the_network_that_a_teacher_grows_from(stack, run):
+    lines = run("prior", "--system", "teacher-72", "--dry-run").output.splitlines()
+    # Level 1 grows from none.
+    assert [line.split(":")[0] for line in lines] == [
+        "teacher-72 level 2, before it grows",
+        "teacher-72 level 2",
+        "teacher-72 level 1",
+        "teacher-72 level 0, before it grows",
+        "teacher-72 level 0",
+    ]
+    work = Work(stack, "tiny")
+    for line, found in ((lines[0], work.shallow_figures(2)), (lines[1], work.figures("teacher-72", 2))):
+        assert f"{found['depth']} layers" in line and f"; {found['steps']} steps" in line
+
+
+@pytest.mark.parametrize("words", [("vqvae",), ("prior", "--system", "plain-18"), ("stack",)])
+def test_dry_run_leaves_nothing(tmp_path, words):
+    folder = tmp_path / "w"
+    options = ["--work", str(folder), "--preset", "tiny", "--device", "cpu", "--dry-run"]
+    done = CliRunner().invoke(train, [words[0], *options, *words[1:]])
+    assert done.exit_code == 0 and not folder.exists(), done.output
+    told = [line for line in done.output.splitlines() if "parameters" in line]
+    assert len(told) >= 3 and all("GB" in line and "steps" in line for line in told)
+
+
 def test_a_stack_has_both_students_at_every_level(stack, run):
     done = run("stack", "--dry-run")
     assert done.exit_code == 0, done.output

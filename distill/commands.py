@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 import torch
 
+from .audio_folder import HELD_OUT
 from .dry_run import describe
 from .parallel import own_device, processes
 from .pipeline import StageFailed, is_done, run_all, stages
@@ -53,9 +54,14 @@ def system_option(names: list[str]) -> Callable[[Command], Command]:
     return click.option("--system", "name", type=click.Choice(names), required=True)
 
 
-audio_option = click.option(
-    "--audio", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder of audio, nested as it is."
-)
+def audio_options(command: Command) -> Command:
+    """A folder of audio in place of the corpus, and what is held out of it."""
+    share = f"Share of the songs of --audio to measure on, one at least.  [default: {HELD_OUT}]"
+    command = click.option("--held-out", type=click.FloatRange(0, 1, True, True), help=share)(command)
+    folder = click.Path(path_type=Path, exists=True, file_okay=False)
+    return click.option("--audio", type=folder, help="Folder of audio, nested as it is.")(command)
+
+
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be trained, and train nothing.")
 
 
@@ -83,6 +89,15 @@ def tell(work: Work, name: str, level: int | None, state: str = "") -> None:
         work.say(state + line)
 
 
+def chosen_audio(work: Work, audio: Path | None, held_out: float | None) -> tuple[Path, float | int]:
+    """The folder, and the share or number of its songs that is held out. Raises click.UsageError."""
+    if audio is not None:
+        return audio, HELD_OUT if held_out is None else held_out
+    if held_out is not None:
+        raise click.UsageError("--held-out is a share of --audio; of the corpus a fixed number is held out")
+    return work.corpus, work.preset.corpus.held_out
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 def train() -> None:
     """Train VQ-VAEs, teachers and students for fastjukebox. Start a command with torchrun to use several devices."""
@@ -93,16 +108,15 @@ def train() -> None:
 def corpus(**options: Any) -> None:
     """Render the procedural corpus to WORK/corpus."""
     with opened(**options) as work:
-        if work.processes.is_first:
-            work.say(f"{work.write_corpus()}: {work.preset.corpus.songs} songs")
+        work.say(f"{work.write_corpus()}: {work.preset.corpus.songs} songs")
 
 
 @train.command()
 @common
-@audio_option
+@audio_options
 @level_option
 @dry_run_option
-def vqvae(audio: Path | None, levels: tuple[int, ...], dry_run: bool, **options: Any) -> None:
+def vqvae(audio: Path | None, held_out: float | None, levels: tuple[int, ...], dry_run: bool, **options: Any) -> None:
     """Train the VQ-VAE, level by level, on a folder of audio (default: WORK/corpus)."""
     with opened(**options) as work:
         for level in chosen(work, levels):
@@ -110,24 +124,23 @@ def vqvae(audio: Path | None, levels: tuple[int, ...], dry_run: bool, **options:
                 tell(work, "vqvae", level)
                 continue
             if not work.is_done("vqvae", level):
-                work.train_vqvae(level, audio or work.corpus)
+                work.train_vqvae(level, *chosen_audio(work, audio, held_out))
             work.say(f"vqvae level {level}: {json.dumps(work.figures('vqvae', level))}")
 
 
 @train.command()
 @common
-@audio_option
-def encode(audio: Path | None, **options: Any) -> None:
+@audio_options
+def encode(audio: Path | None, held_out: float | None, **options: Any) -> None:
     """Encode a folder of audio (default: WORK/corpus) to WORK/codes."""
     with opened(**options) as work:
-        store = work.encode(audio or work.corpus)
-        work.say(f"{store.path}: {len(store.songs)} songs, {len(store.skipped)} files skipped")
-        for skipped in store.skipped:
-            work.say(f"  {skipped.path}: {skipped.reason}")
+        work.encode(*chosen_audio(work, audio, held_out))
 
 
 def train_systems(name: str, levels: tuple[int, ...], dry_run: bool, options: dict[str, Any]) -> None:
     with opened(**options) as work:
+        if not dry_run:
+            work.say(work.codes().report())
         for level in chosen(work, levels):
             if dry_run:
                 tell(work, name, level)
@@ -229,6 +242,8 @@ def stack(jobs: int, ablations: str, dry_run: bool, **options: Any) -> None:
     """Everything from nothing: corpus, VQ-VAE, codes, and the paper's seven systems."""
     threads = options["threads"] or 1
     with opened(**options) as work:
+        if jobs > 1 and work.processes.count > 1:
+            raise click.UsageError("--jobs starts processes of its own: leave it out under torchrun")
         systems = {
             level: tuple(SYSTEMS) if ablations == "all" or level == work.levels[0] else SERVED for level in work.levels
         }

@@ -108,6 +108,8 @@ def run_all(
     """
     work.claim()
     done = {stage for stage in needs if is_done(work, stage)}
+    # No process of torchrun begins before all have looked.
+    work.processes.wait()
     waiting = [stage for stage in needs if stage not in done]
     running: dict[Stage, BaseProcess] = {}
     context = multiprocessing.get_context("spawn")

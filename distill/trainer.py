@@ -238,7 +238,8 @@ def check_same(path: Path, made_with: Mapping[str, Any]) -> None:
     if not path.exists():
         return
     found = json.loads(path.read_text())
-    for name, value in made_with.items():
+    # As JSON has it, where tuples are lists.
+    for name, value in json.loads(json.dumps(made_with)).items():
         if found.get(name) != value:
             raise ValueError(
                 f"{path.parent} was begun with {name} {found.get(name)!r}, not {value!r}: go on with the same, "

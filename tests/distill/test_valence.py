@@ -202,6 +202,11 @@ def test_songs_are_held_out_from_each_quadrant(tmp_path):
     assert sorted(training + held_out) == sorted(songs) and len(held_out) == 8
     assert sorted(song.quadrant for song in held_out) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert split(songs, 0.2, 0) == (training, held_out) != split(songs, 0.2, 1)
+    # Others may be held out as well, but not all.
+    more = [song.path for song in training[:2]]
+    assert sorted(split(songs, 0.2, 0, more)[1]) == sorted([*held_out, *training[:2]])
+    with pytest.raises(ValueError, match="quadrant AP has no song left to train on"):
+        split(songs, 0.2, 0, [song.path for song in songs])
     with pytest.raises(ValueError, match="quadrant DU has 0 songs"):
         split([song for song in songs if song.quadrant < 3], 0.2, 0)
 

@@ -19,22 +19,32 @@ FOLDER = click.Path(path_type=Path, exists=True)
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--steps", type=click.IntRange(min=1), help="[default: 600]")
 @click.option("--preset", type=click.Choice(["demo", "tiny"]), default="demo", show_default=True)
+@click.option("--codes", type=FOLDER, help="WORK/codes: the songs that priors hold out are held out here too.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
-def valence_train(labels: Path, out: Path, steps: int | None, preset: str, seed: int, device: str) -> None:
+def valence_train(
+    labels: Path, out: Path, steps: int | None, preset: str, codes: Path | None, seed: int, device: str
+) -> None:
     """Train the mood classifier on LABELS, a corpus or a CSV file of path,quadrant (AP, DP, AU, DU), into OUT.
 
     Prints PR-AUC and ROC-AUC on held-out songs. Goes on where it was stopped.
     """
     from . import valence
-    from .labels import read_quadrants
+    from .code_store import CodeStore
+    from .labels import labels_file, names, read_quadrants
 
     budget = valence.DEMO_BUDGET if steps is None else dataclasses.replace(valence.DEMO_BUDGET, steps=steps)
     config, songs = valence.PRESETS[preset], read_quadrants(labels)
+    also: set[Path] = set()
+    if codes is not None:
+        store = CodeStore(codes)
+        also = {labels_file(labels).parent / store.songs[index].path for index in store.indices("held_out")}
+        if missing := also - {song.path for song in songs}:
+            raise ValueError(f"{codes} holds out {min(missing)}, which {labels} does not name")
     net, _, held_out = valence.train_valence(
-        out / "run", songs, config, budget, valence.ValenceTraining(), seed, device
+        out / "run", songs, config, budget, valence.ValenceTraining(), seed, device, also
     )
-    valence.save(net, out)
+    valence.save(net, out, seed, names(held_out, labels))
     click.echo(json.dumps({"held_out_songs": len(held_out), **valence.report(net, held_out)}))
 
 

@@ -19,7 +19,10 @@ def part_of_rank(size: int, rank: int, world: int) -> slice:
         ValueError: they would not be equal, so that the mean of their gradients would not be the batch's gradient.
     """
     if size % world or not 0 <= rank < world:
-        raise ValueError(f"a batch of {size} has no equal part for rank {rank} of {world}")
+        fitting = ", ".join(str(count) for count in range(1, size + 1) if size % count == 0)
+        raise ValueError(
+            f"a batch of {size} has no equal part for rank {rank} of {world} processes: start {fitting} of them"
+        )
     return slice(rank * (size // world), (rank + 1) * (size // world))
 
 
@@ -55,7 +58,10 @@ class AudioCrops:
             ValueError: no song is held out.
         """
         if not self.held_out:
-            raise ValueError(f"no song of {self.folder} is held out to measure on; it takes two songs or more")
+            raise ValueError(
+                f"no song of {self.folder} is held out to measure on: it takes two songs or more; cut a single one "
+                "into parts, a file each"
+            )
         return self._crops([(song, (index + 0.5) / per_song) for song in self.held_out for index in range(per_song)])
 
     def _crops(self, places: list[tuple[Song, float]]) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import math
 import os
 import unicodedata
@@ -23,6 +24,8 @@ from tqdm import tqdm
 from ..engine.audio import BLOCK, AudioError, read_audio
 
 LABELS_FILE = "labels.csv"
+# The share of a folder's songs that is held out where nothing else is asked for.
+HELD_OUT = 0.05
 # Beside the names of libsndfile's formats: their other endings, and audio that it cannot read, which is reported.
 SUFFIXES = {".aac", ".aif", ".aifc", ".bwf", ".m4a", ".mp2", ".oga", ".opus", ".snd", ".wave", ".wma"}
 SUFFIXES |= {f".{name.lower()}" for name in soundfile.available_formats()}
@@ -77,13 +80,20 @@ class Scan:
         held_out = sum(song.split == "held_out" for song in self.songs)
         minutes = sum(song.seconds for song in self.songs) / 60
         lines = [
-            f"{self.folder}: {len(self.songs)} songs, {minutes:.1f} min, {held_out} held out; "
-            f"{len(self.skipped)} skipped, {self.ignored} other files"
+            f"{self.folder}: {len(self.songs)} songs, {minutes:.1f} min: {len(self.songs) - held_out} to train on, "
+            f"{held_out} held out; {len(self.skipped)} skipped, {self.ignored} other files"
         ]
         lines += [f"skipped {file.path}: {file.reason}" for file in self.skipped]
         lines += [f"{LABELS_FILE} names {path}, which is not there" for path in self.unmatched]
         # File names need not be valid Unicode.
         return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
+
+    def identity(self, sample_rate: int) -> str:
+        """The songs in short: the same wherever the folder lies, another where a song or the split is another."""
+        rows = [[song.path, song.samples(sample_rate), song.split] for song in self.songs]
+        minutes = sum(song.seconds for song in self.songs) / 60
+        digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        return f"{len(self.songs)} songs, {minutes:.1f} min, {digest[:12]}"
 
 
 def list_files(folder: Path) -> tuple[dict[str, int], int]:
@@ -151,6 +161,11 @@ def label_key(path: str) -> str:
     return unicodedata.normalize("NFC", PurePosixPath(path).as_posix())
 
 
+def unmatched_labels(labels: Collection[str], files: Collection[str]) -> tuple[str, ...]:
+    """The keys of `read_labels` that name none of the audio files."""
+    return tuple(sorted(set(labels) - {label_key(path) for path in files}))
+
+
 def held_out_songs(paths: Collection[str], held_out: float | int, seed: int) -> set[str]:
     """The songs to measure on: so many (int), or such a share (float), with the lowest hashes of (seed, path). Of two
     songs or more, at least one is held out and at least one is not; a single song is for training.
@@ -195,8 +210,7 @@ def scan(folder: Path, held_out: float | int, seed: int, decode: bool = True) ->
     for path, (frames, rate, channels) in found.items():
         split = "held_out" if path in held else "train"
         songs.append(Song(path, frames / rate, rate, channels, split, labels.get(label_key(path), {})))
-    unmatched = sorted(set(labels) - {label_key(path) for path in files})
-    return Scan(folder, tuple(songs), tuple(skipped), ignored, tuple(unmatched))
+    return Scan(folder, tuple(songs), tuple(skipped), ignored, unmatched_labels(labels, files))
 
 
 def _probe(path: Path, decode: bool) -> tuple[int, int, int]:

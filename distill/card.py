@@ -42,7 +42,7 @@ clone can make audible music, and so that the whole path can be tested; they are
   `fastjukebox-train export` for each system.
 - Time: {minutes / 60:.1f} hours over all runs together, on the machine that trained them.
 - Weights: FP16 safetensors. Priors have width {priors.width} and windows of {priors.context_len} codes.
-- A system that was trained at the top level only has the upsamplers of {UPSAMPLERS}.
+- A system that was trained or exported at the top level only has the upsamplers of {UPSAMPLERS}.
 - Licence: MIT, as the repository; the data is generated, so no other licence applies.
 
 ## VQ-VAE

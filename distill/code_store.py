@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..engine.config import to_json
 from ..engine.vqvae import VQVAE
-from .audio_folder import Skipped, Song, label_key, list_files, read, read_labels, scan
+from .audio_folder import Scan, Skipped, Song, label_key, list_files, read, read_labels, scan, unmatched_labels
 from .trainer import write_json
 
 FORMAT = 1
@@ -86,6 +86,7 @@ def write_store(
         _check_same(store, plan, settings)
         _check_files(store, plan, folder)
         labels = read_labels(folder)
+        plan["unmatched"] = unmatched_labels(labels, [entry["file"] for entry in (*plan["songs"], *plan["skipped"])])
         for entry in plan["songs"]:
             entry["labels"] = labels.get(label_key(entry["file"]), {})
     else:
@@ -119,7 +120,8 @@ def _plan(folder: Path, store: Path, settings: dict[str, Any], decode: bool) -> 
         about = asdict(song)
         entries.append({"file": about.pop("path"), "bytes": sizes[song.path], **about, "codes": places})
     skipped = [{"file": file.path, "bytes": sizes[file.path], "reason": file.reason} for file in found.skipped]
-    return {"shards": shards, "songs": entries, "skipped": skipped}
+    others = {"ignored": found.ignored, "unmatched": found.unmatched}
+    return {"shards": shards, "songs": entries, "skipped": skipped, **others}
 
 
 def _check_same(store: Path, plan: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -252,6 +254,8 @@ class CodeStore:
         self.path = path
         self.songs = tuple(_song(entry) for entry in manifest["songs"])
         self.skipped = tuple(Skipped(entry["file"], entry["reason"]) for entry in manifest["skipped"])
+        # Stores of earlier versions do not know.
+        self._others = manifest.get("ignored", 0), tuple(manifest.get("unmatched", ()))
         self.levels: tuple[int, ...] = tuple(manifest["levels"])
         self.samples_per_code: tuple[int, ...] = tuple(manifest["samples_per_code"])
         self.sample_rate: int = manifest["sample_rate"]
@@ -262,6 +266,10 @@ class CodeStore:
         for level in self.levels:
             for number, length in enumerate(manifest["shards"][str(level)]):
                 self._shards[level, number] = self._open(_shard_path(path, level, number), length)
+
+    def report(self) -> str:
+        """What is in it, and what its folder of audio held beside that: `Scan.report`."""
+        return Scan(self.path, self.songs, self.skipped, *self._others).report()
 
     def _open(self, path: Path, length: int) -> np.ndarray:
         try:

@@ -53,10 +53,20 @@ class CodeWindows:
 
     def _none(self, split: str) -> str:
         songs = self.store.indices(split)
-        longest = max((self.store.songs[song].seconds for song in songs), default=0.0)
+        if not songs:
+            return f"{self.store.path}: there is no {split} song; it takes two songs or more, one of them held out"
+        longest = max(self.store.songs[song].seconds for song in songs)
         return (
             f"{self.store.path}: none of the {len(songs)} {split} songs holds a window of {self.context_len} codes of "
             f"level {self.level}, {self.seconds:.2f} s; the longest has {longest:.2f} s"
+        )
+
+    def report(self) -> str:
+        """How many songs there are windows of, and how many are left out."""
+        left_out = f"; {self.too_short} are shorter than that and left out" if self.too_short else ""
+        return (
+            f"level {self.level}: windows of {self.seconds:.2f} s of {len(self.train)} songs to train on and "
+            f"{len(self.held_out)} held out{left_out}"
         )
 
     def _starts(self, song: int) -> int:

@@ -12,18 +12,19 @@ from typing import Any, TypeVar
 
 import click
 import torch
-from tqdm import tqdm
 
-from ..engine.prior import Prior
+from .audio_folder import HELD_OUT
+from .dry_run import describe
 from .parallel import own_device, processes
+from .pipeline import StageFailed, is_done, run_all, stages
 from .presets import PRESETS
-from .systems import SYSTEMS, TEACHER, UPSAMPLERS
+from .systems import SERVED, SYSTEMS
 from .trainer import TrainingDiverged
-from .work import Work
+from .work import NotTrained, Work
 
 # What a user can mend.
-EXPECTED = (ValueError, OSError, ImportError, TrainingDiverged)
-ABLATIONS = "Levels at which all seven systems are trained; elsewhere the teacher and student-18."
+EXPECTED = (ValueError, OSError, ImportError, TrainingDiverged, StageFailed)
+ABLATIONS = "Levels at which all seven systems are trained; elsewhere the teacher and both students."
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -53,9 +54,14 @@ def system_option(names: list[str]) -> Callable[[Command], Command]:
     return click.option("--system", "name", type=click.Choice(names), required=True)
 
 
-audio_option = click.option(
-    "--audio", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder of audio, nested as it is."
-)
+def audio_options(command: Command) -> Command:
+    """A folder of audio in place of the corpus, and what is held out of it."""
+    share = f"Share of the songs of --audio to measure on, one at least.  [default: {HELD_OUT}]"
+    command = click.option("--held-out", type=click.FloatRange(0, 1, True, True), help=share)(command)
+    folder = click.Path(path_type=Path, exists=True, file_okay=False)
+    return click.option("--audio", type=folder, help="Folder of audio, nested as it is.")(command)
+
+
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be trained, and train nothing.")
 
 
@@ -77,9 +83,19 @@ def chosen(work: Work, levels: tuple[int, ...]) -> list[int]:
     return [level for level in work.levels if not levels or level in levels]
 
 
-def say(work: Work, line: str) -> None:
-    if work.processes.is_first:
-        tqdm.write(line)
+def tell(work: Work, name: str, level: int | None, state: str = "") -> None:
+    """Say what would be done."""
+    for line in [name] if level is None else describe(work, name, level):
+        work.say(state + line)
+
+
+def chosen_audio(work: Work, audio: Path | None, held_out: float | None) -> tuple[Path, float | int]:
+    """The folder, and the share or number of its songs that is held out. Raises click.UsageError."""
+    if audio is not None:
+        return audio, HELD_OUT if held_out is None else held_out
+    if held_out is not None:
+        raise click.UsageError("--held-out is a share of --audio; of the corpus a fixed number is held out")
+    return work.corpus, work.preset.corpus.held_out
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -92,44 +108,46 @@ def train() -> None:
 def corpus(**options: Any) -> None:
     """Render the procedural corpus to WORK/corpus."""
     with opened(**options) as work:
-        if work.processes.is_first:
-            say(work, f"{work.write_corpus()}: {work.preset.corpus.songs} songs")
+        work.say(f"{work.write_corpus()}: {work.preset.corpus.songs} songs")
 
 
 @train.command()
 @common
-@audio_option
+@audio_options
 @level_option
-def vqvae(audio: Path | None, levels: tuple[int, ...], **options: Any) -> None:
+@dry_run_option
+def vqvae(audio: Path | None, held_out: float | None, levels: tuple[int, ...], dry_run: bool, **options: Any) -> None:
     """Train the VQ-VAE, level by level, on a folder of audio (default: WORK/corpus)."""
     with opened(**options) as work:
         for level in chosen(work, levels):
+            if dry_run:
+                tell(work, "vqvae", level)
+                continue
             if not work.is_done("vqvae", level):
-                work.train_vqvae(level, audio or work.corpus)
-            say(work, f"vqvae level {level}: {json.dumps(work.figures('vqvae', level))}")
+                work.train_vqvae(level, *chosen_audio(work, audio, held_out))
+            work.say(f"vqvae level {level}: {json.dumps(work.figures('vqvae', level))}")
 
 
 @train.command()
 @common
-@audio_option
-def encode(audio: Path | None, **options: Any) -> None:
+@audio_options
+def encode(audio: Path | None, held_out: float | None, **options: Any) -> None:
     """Encode a folder of audio (default: WORK/corpus) to WORK/codes."""
     with opened(**options) as work:
-        store = work.encode(audio or work.corpus)
-        say(work, f"{store.path}: {len(store.songs)} songs, {len(store.skipped)} files skipped")
-        for skipped in store.skipped:
-            say(work, f"  {skipped.path}: {skipped.reason}")
+        work.encode(*chosen_audio(work, audio, held_out))
 
 
 def train_systems(name: str, levels: tuple[int, ...], dry_run: bool, options: dict[str, Any]) -> None:
     with opened(**options) as work:
+        if not dry_run:
+            work.say(work.codes().report())
         for level in chosen(work, levels):
             if dry_run:
-                say(work, describe(work, name, level))
+                tell(work, name, level)
                 continue
             if not work.is_done(name, level):
                 work.train_system(name, level)
-            say(work, f"{name} level {level}: {json.dumps(work.figures(name, level))}")
+            work.say(f"{name} level {level}: {json.dumps(work.figures(name, level))}")
 
 
 @train.command()
@@ -152,33 +170,6 @@ def distill(name: str, levels: tuple[int, ...], dry_run: bool, **options: Any) -
     train_systems(name, levels, dry_run, options)
 
 
-def describe(work: Work, name: str, level: int) -> str:
-    """Parameters, memory and steps of one run."""
-    recipe, preset = SYSTEMS[name], work.preset
-    config = preset.prior_config(recipe, level)
-    with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in Prior(config).parameters())
-    # Weights, gradients, two moments and the average, FP32; and the teacher's weights.
-    held = 5 * 4 * parameters
-    if recipe.teacher:
-        with torch.device("meta"):
-            teacher = Prior(preset.prior_config(SYSTEMS[recipe.teacher], level))
-        held += 4 * sum(parameter.numel() for parameter in teacher.parameters())
-    codes = preset.prior.batch * config.context_len
-    # What a layer keeps for its backward pass: the input alone if it is computed again, else about 14 vectors.
-    vectors = 1 if preset.prior.computing.recompute else 14
-    activations = 4 * codes * config.width * vectors * config.depth + 8 * codes * config.codebook_size
-    line = (
-        f"{name} level {level}: {config.depth} layers of width {config.width}, {parameters / 1e6:.1f} M parameters, "
-        f"about {held / 1e9:.2f} GB for weights and optimizer and {activations / 1e9:.2f} GB for activations "
-        f"(batch {preset.prior.batch} of {config.context_len} codes)"
-    )
-    if not (work.folder / "codes" / "manifest.json").exists():
-        return f"{line}; its steps are known when WORK/codes is there"
-    epoch = work.windows(level).epoch_steps(preset.prior.batch)
-    return f"{line}; {preset.steps(recipe, level, epoch)} steps, an epoch is {epoch}"
-
-
 @train.command()
 @common
 @click.option("--system", "names", type=click.Choice(list(SYSTEMS)), multiple=True, help="May be repeated.")
@@ -190,35 +181,43 @@ def eval(names: tuple[str, ...], levels: tuple[int, ...], windows: int, path: Pa
     from .evaluation import evaluate
 
     with opened(**options) as work:
-        for level in chosen(work, levels):
-            for name in names or SYSTEMS:
-                if not names and not work.is_done(name, level):
-                    continue
-                figures = evaluate(work, name, level, windows)
-                say(work, json.dumps(figures))
-                if path and work.processes.is_first:
-                    with path.open("a") as file:
-                        file.write(json.dumps(figures | {"preset": work.preset_name, "seed": work.seed}) + "\n")
+        wanted = [
+            (name, level)
+            for level in chosen(work, levels)
+            for name in names or SYSTEMS
+            if names or work.is_done(name, level)
+        ]
+        if not wanted:
+            raise NotTrained(f"nothing to measure: no system is trained in {work.folder} at the levels asked for")
+        for name, level in wanted:
+            figures = evaluate(work, name, level, windows)
+            work.say(json.dumps(figures))
+            if path and work.processes.is_first:
+                with path.open("a") as file:
+                    file.write(json.dumps(figures | {"preset": work.preset_name, "seed": work.seed}) + "\n")
 
 
 @train.command()
 @common
 @system_option(list(SYSTEMS))
+@level_option
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to write.")
 @click.option(
     "--base",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="An exported folder of the same work: files that are the same stay there.",
 )
-def export(name: str, out: Path, base: Path | None, **options: Any) -> None:
+def export(name: str, levels: tuple[int, ...], out: Path, base: Path | None, **options: Any) -> None:
     """Write a system's stack as a checkpoint folder, FP16 safetensors, for `fastjukebox sample --model`.
 
-    Levels below those that it was trained at are student-18's.
+    Levels below those that it was trained at are student-18's, and with --level all others.
     """
     with opened(**options) as work:
+        own = chosen(work, levels)
         if work.processes.is_first:
-            work.export(name, out, base)
-            say(work, f"{out}: the stack of {name}")
+            work.export(name, out, base, own)
+            priors = ", ".join(f"level {level} of {work.source(name, level, own)}" for level in work.levels)
+            work.say(f"{out}: the stack of {name}: {priors}")
 
 
 @train.command()
@@ -231,7 +230,7 @@ def card(out: Path, **options: Any) -> None:
     with opened(**options) as work:
         if work.processes.is_first:
             out.write_text(written(work))
-            say(work, str(out))
+            work.say(str(out))
 
 
 @train.command()
@@ -241,19 +240,17 @@ def card(out: Path, **options: Any) -> None:
 @dry_run_option
 def stack(jobs: int, ablations: str, dry_run: bool, **options: Any) -> None:
     """Everything from nothing: corpus, VQ-VAE, codes, and the paper's seven systems."""
-    from .pipeline import is_done, run_all, stages
-
     threads = options["threads"] or 1
     with opened(**options) as work:
+        if jobs > 1 and work.processes.count > 1:
+            raise click.UsageError("--jobs starts processes of its own: leave it out under torchrun")
         systems = {
-            level: tuple(SYSTEMS) if ablations == "all" or level == work.levels[0] else (TEACHER, UPSAMPLERS)
-            for level in work.levels
+            level: tuple(SYSTEMS) if ablations == "all" or level == work.levels[0] else SERVED for level in work.levels
         }
         needs = stages(work, systems)
         if dry_run:
             for stage in needs:
                 state = "done" if is_done(work, stage) else "to do"
-                is_prior = stage.name in SYSTEMS
-                say(work, f"{state:6} {describe(work, stage.name, stage.level or 0) if is_prior else stage}")
+                tell(work, stage.name, stage.level, f"{state:6} ")
             return
-        run_all(work, needs, jobs, threads, lambda line: say(work, line))
+        run_all(work, needs, jobs, threads, work.say)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import hashlib
+import json
+import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +28,11 @@ class Labelled(NamedTuple):
     quadrant: int
 
 
+def labels_file(source: str | Path) -> Path:
+    """The table itself, or that of a folder."""
+    return Path(source) / "labels.csv" if Path(source).is_dir() else Path(source)
+
+
 def read_quadrants(source: str | Path) -> list[Labelled]:
     """The songs of a CSV file with the columns `quadrant` and `path` (or `file`, as in a corpus), or of a folder's
     labels.csv. Paths are relative to the CSV file. Each row is one song.
@@ -33,12 +41,12 @@ def read_quadrants(source: str | Path) -> list[Labelled]:
         AudioError: the table or a song does not exist, a column is missing, a quadrant is none of AP, DP, AU, DU, or a
             song appears twice. Names the file and the line.
     """
-    table = Path(source)
-    table = table / "labels.csv" if table.is_dir() else table
+    table = labels_file(source)
     if not table.is_file():
         raise AudioError(f"{table}: no such file")
     songs: dict[Path, int] = {}
-    with table.open(newline="") as lines:
+    # Spreadsheets write a byte order mark.
+    with table.open(newline="", encoding="utf-8-sig") as lines:
         reader = csv.DictReader(lines)
         names = reader.fieldnames or ()
         column = next((name for name in ("path", "file") if name in names), None)
@@ -59,11 +67,26 @@ def read_quadrants(source: str | Path) -> list[Labelled]:
     return [Labelled(path, quadrant) for path, quadrant in songs.items()]
 
 
-def split(songs: Sequence[Labelled], share: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:
-    """Songs to train on and songs held out: about `share` of each quadrant, at least one.
+def names(songs: Sequence[Labelled], source: str | Path) -> list[str]:
+    """The songs' paths from the folder of the table that they were read from, with slashes, sorted."""
+    folder = labels_file(source).parent
+    return sorted(Path(os.path.relpath(song.path, folder)).as_posix() for song in songs)
+
+
+def identity(songs: Sequence[Labelled]) -> str:
+    """The songs and their classes in short, wherever they lie."""
+    above = os.path.commonpath([song.path.parent for song in songs])
+    rows = sorted((os.path.relpath(path, above), path.stat().st_size, quadrant) for path, quadrant in songs)
+    return f"{len(songs)} songs, {hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]}"
+
+
+def split(
+    songs: Sequence[Labelled], share: float, seed: int, also: Collection[Path] = ()
+) -> tuple[list[Labelled], list[Labelled]]:
+    """Songs to train on and songs held out: about `share` of each quadrant, at least one, and those of `also`.
 
     Raises:
-        ValueError: a quadrant has fewer than two songs.
+        ValueError: a quadrant has fewer than two songs, or all of it is held out.
     """
     rng = np.random.default_rng([seed, 1])
     training, held_out = [], []
@@ -73,8 +96,12 @@ def split(songs: Sequence[Labelled], share: float, seed: int) -> tuple[list[Labe
             raise ValueError(f"quadrant {name} has {len(members)} songs: two are needed, one of them held out")
         order = rng.permutation(len(members))
         count = min(len(members) - 1, max(1, round(share * len(members))))
-        held_out += [members[place] for place in order[:count]]
-        training += [members[place] for place in order[count:]]
+        held = [members[place] for place in order[:count]]
+        rest = [members[place] for place in order[count:]]
+        training += [song for song in rest if song.path not in also]
+        held_out += held + [song for song in rest if song.path in also]
+        if all(song.path in also for song in rest):
+            raise ValueError(f"quadrant {name} has no song left to train on: all {len(members)} are held out")
     return training, held_out
 
 

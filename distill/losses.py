@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .parallel import Processes
+
 
 class Resolution(NamedTuple):
     """One short-time Fourier transform, in samples."""
@@ -28,8 +30,8 @@ class Resolution(NamedTuple):
 RESOLUTIONS = (Resolution(2048, 240, 1200), Resolution(1024, 120, 600), Resolution(512, 50, 240))
 
 # Magnitudes are those of a window with unit energy, so white noise of RMS r has magnitude r in every bin. What lies
-# below this floor (-60 dB of full scale) does not count in the log distance.
-LOG_FLOOR = 1e-3
+# below this floor (-60 dB of full scale) does not count.
+FLOOR = 1e-3
 
 
 def magnitudes(audio: Tensor, resolution: Resolution) -> Tensor:
@@ -44,14 +46,15 @@ def magnitudes(audio: Tensor, resolution: Resolution) -> Tensor:
     return (power + 1e-10).sqrt()
 
 
-def relative_error(output: Tensor, target: Tensor) -> Tensor:
-    """|output - target| / |target| over all elements: a scalar, 1 for an output of zeros."""
-    return (output - target).norm() / target.norm().clamp_min(1e-5)
+def relative_error(output: Tensor, target: Tensor, processes: Processes) -> Tensor:
+    """|output - target| / |target| over all elements of all processes: a scalar, 1 for an output of zeros. A target
+    below the floor counts as one at the floor, so that silence has no weight beyond all others."""
+    return processes.rms(output - target) / processes.rms(target).clamp_min(FLOOR)
 
 
 def log_distance(output: Tensor, target: Tensor) -> Tensor:
     """Mean absolute distance of two magnitude spectrograms, in nepers (8.7 dB each)."""
-    return ((output + LOG_FLOOR).log() - (target + LOG_FLOOR).log()).abs().mean()
+    return ((output + FLOOR).log() - (target + FLOOR).log()).abs().mean()
 
 
 class Reconstruction(NamedTuple):
@@ -62,17 +65,27 @@ class Reconstruction(NamedTuple):
     log_spectral: Tensor
 
 
-def reconstruction(output: Tensor, target: Tensor, resolutions: tuple[Resolution, ...] = RESOLUTIONS) -> Reconstruction:
-    """Relative L2 of the waveform, and relative L2 and log distance of the spectrograms, averaged over resolutions."""
+def reconstruction(
+    output: Tensor,
+    target: Tensor,
+    resolutions: tuple[Resolution, ...] = RESOLUTIONS,
+    processes: Processes | None = None,
+) -> Reconstruction:
+    """Relative L2 of the waveform, and relative L2 and log distance of the spectrograms, averaged over resolutions.
+
+    processes: those that have a share each of the batch; relative to the whole batch then, whose function the mean of
+    their gradients belongs to. The distances of equal shares have the batch's as their mean already.
+    """
+    processes = processes or Processes()
     spectral, log_spectral = [], []
     for resolution in resolutions:
         with torch.no_grad():
             wanted = magnitudes(target, resolution)
         found = magnitudes(output, resolution)
-        spectral.append(relative_error(found, wanted))
+        spectral.append(relative_error(found, wanted, processes))
         log_spectral.append(log_distance(found, wanted))
     return Reconstruction(
-        relative_error(output, target), torch.stack(spectral).mean(), torch.stack(log_spectral).mean()
+        relative_error(output, target, processes), torch.stack(spectral).mean(), torch.stack(log_spectral).mean()
     )
 
 

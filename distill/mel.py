@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..engine.audio import FORMATS, AudioError, read_audio
+from ..engine.audio import AudioError, read_audio
+from .audio_folder import list_files
 
 # dB below a full-scale sine: what digital silence becomes.
 FLOOR = -80.0
@@ -105,7 +106,7 @@ def log_mel(audio: Tensor, config: MelConfig, semitones: Sequence[int] | None = 
 
 
 def audio_files(source: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The wav, flac and ogg files of a folder, sorted by name, or the paths of a list.
+    """All audio files of a folder, nested as it is, sorted by path, or the paths of a list.
 
     Raises:
         AudioError: no folder, or no such file in it or in the list.
@@ -118,10 +119,10 @@ def audio_files(source: str | Path | Sequence[str | Path]) -> list[Path]:
     folder = Path(source)
     if not folder.is_dir():
         raise AudioError(f"{folder} is not a folder of audio files")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in FORMATS)
-    if not paths:
-        raise AudioError(f"{folder} holds no {', '.join(FORMATS)} file")
-    return paths
+    files, _ = list_files(folder)
+    if not files:
+        raise AudioError(f"{folder} holds no audio file")
+    return [folder / path for path in files]
 
 
 def read_mono(path: Path, config: MelConfig) -> Tensor:

@@ -5,6 +5,7 @@ forward pass. Codes are [B, context_len] int64, upper codes [B, context_len / ra
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ..engine.prior import Prior
 from ..kernels import reference
 from .forward import Trace, forward
-from .student import layer_groups
+from .student import Mapping, imitated, layer_groups
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -67,12 +68,17 @@ class NextCode(Objective):
 
 @dataclass(frozen=True)
 class Distillation:
-    """The weights of a student's losses, and what its layers start from."""
+    """The weights of a student's losses, which layers it imitates, and what its own start from."""
 
     hidden: float = 1.0
     attention: float = 1.0
     temperature: float = 1.0
+    mapping: Mapping = "last"
     copy_layers: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mapping not in get_args(Mapping):
+            raise ValueError(f"mapping must be {', '.join(get_args(Mapping))}; not {self.mapping!r}")
 
 
 class _WithTeacher(Objective):
@@ -83,7 +89,7 @@ class _WithTeacher(Objective):
         self._teacher = (teacher.eval().requires_grad_(False),)
         self.settings = settings
         groups = layer_groups(teacher.config.layer_patterns, student.config.layer_patterns)
-        self.mapped = tuple(group[-1] for group in groups)
+        self.mapped = imitated(groups, settings.mapping)
 
     def traces(self, codes: Tensor, upper: Tensor | None, layers: bool) -> tuple[Trace, Trace]:
         """The student's and the teacher's; `layers`: with what the mapped layers give."""

@@ -8,6 +8,7 @@ One process is the same code without wrappers.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as distributed_state
 from torch.nn.parallel import DistributedDataParallel
 
+# How long processes wait for the first one while it renders or encodes alone; torchrun ends them all where one fails.
+PATIENCE = datetime.timedelta(days=7)
 FULL = distributed_state.StateDictOptions(full_state_dict=True, cpu_offload=True)
 FULL_FROM_FIRST = distributed_state.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
 
@@ -53,12 +56,19 @@ class Processes:
         return DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None)
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of a scalar over the processes."""
+        """The mean of a scalar over the processes. Its gradient is that of this process's own value: the exchange of
+        gradients takes their mean."""
         if self.count == 1:
             return value
-        value = value.detach().clone()
-        dist.all_reduce(value)
-        return value / self.count
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total / self.count + (value - value.detach())
+
+    def rms(self, values: Tensor) -> Tensor:
+        """The root of the mean square over all elements of all processes, which have equally many; a scalar."""
+        own = torch.linalg.vector_norm(values) / values.numel() ** 0.5
+        # The root has no gradient at zero.
+        return own if self.count == 1 else self.mean(own.square()).clamp_min(1e-20).sqrt()
 
     def gather(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Each tensor [n, ...], and after it those of the other processes, in the order of their ranks."""
@@ -109,7 +119,7 @@ def processes(device: torch.device, sharded: bool = False) -> Iterator[Processes
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), sharded)
         # None leaves before all have finished.

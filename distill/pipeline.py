@@ -55,7 +55,7 @@ def is_done(work: Work, stage: Stage) -> bool:
     if stage.name == "corpus":
         return (work.corpus / "labels.csv").exists()
     if stage.name == "codes":
-        return (work.folder / "codes" / "manifest.json").exists()
+        return work.has_codes
     assert stage.level is not None
     return work.is_done(stage.name, stage.level)
 
@@ -106,7 +106,10 @@ def run_all(
     Raises:
         StageFailed: one failed; those that run beside it are stopped first, and go on when this is called again.
     """
+    work.claim()
     done = {stage for stage in needs if is_done(work, stage)}
+    # No process of torchrun begins before all have looked.
+    work.processes.wait()
     waiting = [stage for stage in needs if stage not in done]
     running: dict[Stage, BaseProcess] = {}
     context = multiprocessing.get_context("spawn")

@@ -61,6 +61,10 @@ class Preset:
         depth = self.depths.get(system.layers, system.layers)
         return dataclasses.replace(self.config.priors[level], depth=depth)
 
+    def shallow_config(self, level: int) -> PriorConfig:
+        """The network that the teacher grows from."""
+        return dataclasses.replace(self.config.priors[level], depth=self.shallow_depth)
+
     def shallow_steps(self, level: int, epoch_steps: int) -> int:
         """Batches of the network that the teacher grows from; 0 if it grows from none."""
         return round(self.epochs[level].shallow * epoch_steps)

@@ -3,8 +3,9 @@
 
 Teacher and student repeat the same patterns over their layers. The teacher layers of one pattern, in order, are cut
 into as many consecutive groups as the student has layers of that pattern; a student layer stands for its group, and is
-trained towards what the group's last layer gives. 72 layers become 24 by threes and 18 by fours. Where the division has
-a remainder, the first groups are longer by one: the lower layers are the ones that a smaller network merges best.
+trained towards what one layer of it gives, by default the last. 72 layers become 24 by threes and 18 by fours. Where
+the division has a remainder, the first groups are longer by one: the lower layers are the ones that a smaller network
+merges best.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast
 
 import torch
 
@@ -20,6 +21,9 @@ from ..engine.config import PriorConfig
 from ..engine.patterns import Pattern
 from ..engine.prior import Prior
 from ..engine.transformer import TransformerLayer
+
+# Which layer of its group a student layer imitates.
+Mapping = Literal["last", "middle", "first"]
 
 
 def layer_groups(teacher: Sequence[Pattern], student: Sequence[Pattern]) -> tuple[tuple[int, ...], ...]:
@@ -44,6 +48,13 @@ def layer_groups(teacher: Sequence[Pattern], student: Sequence[Pattern]) -> tupl
             groups[index] = tuple(theirs[first:stop])
             first = stop
     return tuple(groups[index] for index in range(len(student)))
+
+
+def imitated(groups: Sequence[tuple[int, ...]], mapping: Mapping) -> tuple[int, ...]:
+    """The layer of each group that is imitated. Of an even number the middle one is the lower of the two."""
+    return tuple(
+        {"last": group[-1], "middle": group[(len(group) - 1) // 2], "first": group[0]}[mapping] for group in groups
+    )
 
 
 def student_config(teacher: PriorConfig, depth: int) -> PriorConfig:

@@ -37,8 +37,10 @@ def _students(layers: int) -> tuple[System, ...]:
 
 
 TEACHER = "teacher-72"
-# Whose priors a system takes for levels that it was not trained at.
+# Whose priors a system takes for levels where it has none of its own.
 UPSAMPLERS = "student-18"
+# What is served, and trained at every level; the others are ablations.
+SERVED = (TEACHER, "student-24", UPSAMPLERS)
 # A student without the prediction stage is where the student with both stages starts from: it is trained once.
 SYSTEMS: dict[str, System] = {
     system.name: system

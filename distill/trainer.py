@@ -36,28 +36,20 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train, and how fast: the peak learning rate after `warm_up` steps, falling to `final` of itself.
-
-    With finite `minutes` a run ends by the clock if that is sooner; it then gives other weights on another machine.
-    """
+    """How long to train, and how fast: the peak learning rate after `warm_up` steps, falling to `final` of itself."""
 
     steps: int
     learning_rate: float
-    minutes: float = math.inf
     warm_up: int = 100
     final: float = 0.02
     clip: float = 1.0
     log_every: int = 50
     save_seconds: float = 90.0
 
-    def rate(self, step: int, seconds: float) -> float:
-        """The learning rate of a step that starts `seconds` into the run: linear warm-up, cosine decay."""
-        decay = self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress(step, seconds))))
+    def rate(self, step: int) -> float:
+        """The learning rate of a step: linear warm-up, cosine decay."""
+        decay = self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
         return self.learning_rate * decay * min(1.0, (step + 1) / max(1, self.warm_up))
-
-    def progress(self, step: int, seconds: float) -> float:
-        """The share of the budget that is used, 1 or more at the end."""
-        return max(step / self.steps, seconds / (60 * self.minutes))
 
 
 @dataclass
@@ -113,9 +105,9 @@ def train(
     """Minimize `step_loss(step)` until the budget is used, or go on with what `folder` holds.
 
     module: what is trained; its parameters and the optimizer's state are saved, and `extra`. A parameter group may have
-    a `rate`, a factor of the learning rate. `after_step` runs after
-    each optimizer step (averages, codebooks). `evaluate` gives the figures of a log line. With several processes
-    `module` is what `Processes.wrap` gave, and `step_loss` takes this process's part of the batch.
+    a `rate`, a factor of the learning rate. `after_step` runs after each optimizer step (averages, codebooks).
+    `evaluate` gives the figures of a log line. With several processes `module` is what `Processes.wrap` gave, and
+    `step_loss` takes this process's part of the batch.
 
     Raises:
         TrainingDiverged: the loss or the gradient's norm is NaN or infinite.
@@ -138,8 +130,8 @@ def train(
     started = time.monotonic() - progress.seconds
     saved_at = progress.seconds
     with _Signals() as signals, _Log(folder, budget, progress, processes) as log:
-        while budget.progress(progress.step, progress.seconds) < 1:
-            rate = budget.rate(progress.step, progress.seconds)
+        while progress.step < budget.steps:
+            rate = budget.rate(progress.step)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("rate", 1.0)
             optimizer.zero_grad(set_to_none=True)
@@ -239,6 +231,28 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(values, indent=2) + "\n")
     os.replace(part, path)
+
+
+def check_same(path: Path, made_with: Mapping[str, Any]) -> None:
+    """Raises ValueError where `path` says that its folder was begun with something else."""
+    if not path.exists():
+        return
+    found = json.loads(path.read_text())
+    # As JSON has it, where tuples are lists.
+    for name, value in json.loads(json.dumps(made_with)).items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"{path.parent} was begun with {name} {found.get(name)!r}, not {value!r}: go on with the same, "
+                "or choose another folder"
+            )
+
+
+def record(path: Path, made_with: Mapping[str, Any]) -> None:
+    """Note in `path` what its folder is begun with, or check it: `check_same`."""
+    check_same(path, made_with)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, made_with)
 
 
 def write_figures(folder: Path, figures: Mapping[str, Any]) -> None:

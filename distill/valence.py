@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from ..engine.audio import AudioError
 from ..engine.checkpoint import CheckpointError, assign, save_network
 from ..engine.config import from_json, to_json
-from .labels import QUADRANTS, Labelled, LabelledCrops, split
+from .labels import QUADRANTS, Labelled, LabelledCrops, identity, names, read_quadrants, split
 from .mel import MAX_SEMITONES, MelConfig, audio_files, log_mel, mel_centres, read_mono
 from .prior import parameter_groups
-from .trainer import Budget, Progress, train, write_json
+from .trainer import Budget, Progress, record, train, write_json
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ class ValenceTraining:
             raise ValueError(f"semitones must be 0 to {MAX_SEMITONES} and held_out between 0 and 1, got {self}")
 
 
+# In the run's folder: what it was begun with.
+MADE_WITH = "made_with.json"
 DEMO_BUDGET = Budget(steps=600, learning_rate=3e-3, warm_up=50)
 
 
@@ -206,13 +208,18 @@ def train_valence(
     settings: ValenceTraining,
     seed: int,
     device: torch.device | str = "cpu",
+    also: Collection[Path] = (),
 ) -> tuple[ValenceNet, Progress, list[Labelled]]:
-    """The network, what it took, and the held-out songs for `report`; goes on with the run in `folder`.
+    """The network, what it took, and the held-out songs for `report`, those of `also` among them; goes on with the run
+    in `folder`.
 
     Raises:
-        ValueError: too few songs (`split`), or one that is too short.
+        ValueError: too few songs (`split`), one that is too short, or the run was begun with other songs or settings.
     """
-    training, held_out = split(songs, settings.held_out, seed)
+    training, held_out = split(songs, settings.held_out, seed, also)
+    made_with = {"seed": seed, "training": identity(training), "held_out": identity(held_out)}
+    limits = {"steps": budget.steps, "learning_rate": budget.learning_rate}
+    record(folder / MADE_WITH, {**to_json(config), **asdict(settings), **limits, **made_with})
     crops = LabelledCrops(training, config.mel, config.crop_samples, seed)
     torch.manual_seed(seed)
     net = ValenceNet(config).to(device)
@@ -241,18 +248,36 @@ def train_valence(
     return net.eval(), progress, held_out
 
 
-def save(net: ValenceNet, folder: Path) -> None:
-    """Write valence.safetensors and, last, valence.json to `folder`, which is made if need be."""
+def save(net: ValenceNet, folder: Path, seed: int | None = None, held_out: Sequence[str] | None = None) -> None:
+    """Write valence.safetensors and, last, valence.json to `folder`, which is made if need be: the network's config,
+    the seed, and the songs that were held out, as `labels.names` has them."""
     folder.mkdir(parents=True, exist_ok=True)
     save_network(folder / "valence.safetensors", net, torch.float32)
-    write_json(folder / "valence.json", to_json(net.config))
+    write_json(folder / "valence.json", {**to_json(net.config), "seed": seed, "held_out": held_out})
+
+
+def held_out_songs(folder: Path, source: str | Path) -> list[Labelled]:
+    """The songs of a table (`read_quadrants`) that the network in `folder` was not trained on.
+
+    Raises:
+        ValueError: the network does not say which, or one of them is not in the table.
+    """
+    held_out = json.loads((folder / "valence.json").read_text()).get("held_out")
+    if held_out is None:
+        raise ValueError(f"{folder / 'valence.json'} does not say which songs were held out: train it again")
+    found = [song for song in read_quadrants(source) if names([song], source)[0] in held_out]
+    if len(found) != len(held_out):
+        raise ValueError(f"{source} has {len(found)} of the {len(held_out)} songs that {folder} holds out")
+    return found
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> ValenceNet:
     """The network that `save` wrote. Raises CheckpointError, which names the file."""
     path = folder / "valence.json"
     try:
-        net = ValenceNet(from_json(ValenceConfig, json.loads(path.read_text())))
+        values = json.loads(path.read_text())
+        fields = {name: value for name, value in values.items() if name not in ("seed", "held_out")}
+        net = ValenceNet(from_json(ValenceConfig, fields))
         path = folder / "valence.safetensors"
         assign(net, load_file(path).items(), path)
     except CheckpointError:

@@ -120,7 +120,7 @@ class LevelObjective(nn.Module):
         commitment = F.mse_loss(latents, quantized)
         # Straight through: the decoder sees the code, the encoder gets the decoder's gradient.
         output = decoder(latents + (quantized - latents).detach())[:, 0]
-        terms = losses.reconstruction(output, audio)
+        terms = losses.reconstruction(output, audio, processes=self.processes)
         settings = self.settings
         return (
             settings.waveform * terms.waveform

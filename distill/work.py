@@ -1,8 +1,8 @@
 """A work folder: everything that training a stack leaves behind, each part a run that can be stopped and gone on with.
 
-WORK/preset.json              which preset and seed; another one needs another folder
+WORK/preset.json              which preset and seed, from the first run on; another one needs another folder
 WORK/corpus/                  the procedural corpus, where no other audio was given
-WORK/vqvae/level_K/           one level of the VQ-VAE
+WORK/vqvae/level_K/           one level of the VQ-VAE; audio.json in it says what it hears
 WORK/codes/                   the code store
 WORK/SYSTEM/level_K/          a prior of one of the paper's systems; shallow/ in it is what a teacher grew from
 """
@@ -10,21 +10,21 @@ WORK/SYSTEM/level_K/          a prior of one of the paper's systems; shallow/ in
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from ..engine import checkpoint
 from ..engine.config import JukeboxConfig
 from ..engine.prior import Prior
 from ..engine.vqvae import VQVAE
 from .audio_crops import AudioCrops
-from .audio_folder import scan
+from .audio_folder import Scan, scan
 from .code_store import CodeStore, write_store
 from .code_windows import CodeWindows
 from .corpus import write_corpus
@@ -32,11 +32,13 @@ from .growth import deepened
 from .objectives import LayerMatching, NextCode, Objective, SoftTargets
 from .parallel import Processes
 from .presets import PRESETS, Preset
-from .prior import load_averaged, train_prior
+from .prior import PriorTraining, load_averaged, train_prior
 from .student import new_student
 from .systems import SYSTEMS, TEACHER, UPSAMPLERS, System, system
-from .trainer import FIGURES, read_figures, write_figures
+from .trainer import FIGURES, check_same, read_figures, record, write_figures
 from .vqvae import load_level, train_level
+
+PRESET, AUDIO = "preset.json", "audio.json"
 
 
 class NotTrained(ValueError):
@@ -56,20 +58,30 @@ class Work:
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     processes: Processes = field(default_factory=Processes)
+    _scans: dict[tuple[Path, float], Scan] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.preset_name not in PRESETS:
             raise ValueError(f"no preset {self.preset_name!r}; there are {', '.join(PRESETS)}")
-        path = self.folder / "preset.json"
-        wanted = {"preset": self.preset_name, "seed": self.seed}
-        if path.exists():
-            found = json.loads(path.read_text())
-            if found != wanted:
-                raise ValueError(f"{self.folder} was made with {found}, not {wanted}; choose another folder")
-        elif self.processes.is_first:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(wanted) + "\n")
-        self.processes.wait()
+        check_same(self.folder / PRESET, self._made_with)
+
+    @property
+    def _made_with(self) -> dict[str, Any]:
+        return {"preset": self.preset_name, "seed": self.seed}
+
+    def claim(self) -> None:
+        """Note whose folder it is; before the first run in it."""
+        self._record(self.folder / PRESET, self._made_with)
+
+    def _record(self, path: Path, made_with: dict[str, Any]) -> None:
+        check_same(path, made_with)
+        if self.processes.is_first:
+            record(path, made_with)
+
+    def say(self, line: str) -> None:
+        """Print a line, on the first process."""
+        if self.processes.is_first:
+            tqdm.write(line)
 
     @property
     def preset(self) -> Preset:
@@ -101,18 +113,36 @@ class Work:
 
     def write_corpus(self) -> Path:
         corpus = self.preset.corpus
-        write_corpus(self.corpus, corpus.songs, corpus.seconds, self.seed)
+        self.claim()
+        if self.processes.is_first:
+            write_corpus(self.corpus, corpus.songs, corpus.seconds, self.seed)
+        self.processes.wait()
         return self.corpus
 
-    def train_vqvae(self, level: int, audio: Path) -> dict[str, Any]:
-        """Train one level on a folder of audio."""
+    def train_vqvae(self, level: int, audio: Path, held_out: float | int | None = None) -> dict[str, Any]:
+        """Train one level on a folder of audio; what is held out of it as for `scan`, by default as of the corpus.
+
+        Raises:
+            ValueError: the run was begun with other songs.
+        """
+        self.claim()
         preset, config = self.preset, self.preset.config.vqvae
-        songs = scan(audio, preset.corpus.held_out, self.seed)
+        songs = self._scan(audio, preset.corpus.held_out if held_out is None else held_out)
         crops = AudioCrops(songs, preset.crop, config.sample_rate, self.seed)
         folder = self.run_folder("vqvae", level)
-        settings = preset.vqvae[level]
-        figures = train_level(folder, config, level, crops, settings, self.seed, self.device, self.processes)
+        self._record(folder / AUDIO, {"audio": songs.identity(config.sample_rate)})
+        if self.processes.sharded:
+            self.say("vqvae: small enough to be whole in every process, so not sharded")
+        group = dataclasses.replace(self.processes, sharded=False)
+        figures = train_level(folder, config, level, crops, preset.vqvae[level], self.seed, self.device, group)
         return self._finish(folder, figures)
+
+    def _scan(self, audio: Path, held_out: float | int) -> Scan:
+        """What a folder holds; looked at and told once."""
+        if (audio, held_out) not in self._scans:
+            self._scans[audio, held_out] = scan(audio, held_out, self.seed)
+            self.say(self._scans[audio, held_out].report())
+        return self._scans[audio, held_out]
 
     def vqvae(self, levels: Sequence[int]) -> VQVAE:
         """The trained levels; the others are as initialized. Raises NotTrained."""
@@ -122,17 +152,25 @@ class Work:
             load_level(self.run_folder("vqvae", level), vqvae, level)
         return vqvae.to(self.device).eval().requires_grad_(False)
 
-    def encode(self, audio: Path) -> CodeStore:
-        """The codes of a folder of audio at all levels."""
+    def encode(self, audio: Path, held_out: float | int | None = None) -> CodeStore:
+        """The codes of a folder of audio at all levels; `held_out` as for `train_vqvae`."""
+        self.claim()
         vqvae = self.vqvae(self.levels)
         if self.processes.is_first:
-            write_store(audio, self.folder / "codes", vqvae, self.preset.corpus.held_out, self.seed)
+            held_out = self.preset.corpus.held_out if held_out is None else held_out
+            write_store(audio, self.folder / "codes", vqvae, held_out, self.seed)
         self.processes.wait()
-        return self.codes()
+        store = self.codes()
+        self.say(store.report())
+        return store
+
+    @property
+    def has_codes(self) -> bool:
+        return (self.folder / "codes" / "manifest.json").exists()
 
     def codes(self) -> CodeStore:
         """Raises NotTrained."""
-        if not (self.folder / "codes" / "manifest.json").exists():
+        if not self.has_codes:
             raise NotTrained(f"{self.folder} holds no codes yet: run `fastjukebox-train encode` first")
         return CodeStore(self.folder / "codes")
 
@@ -146,17 +184,27 @@ class Work:
         """Train the prior of a system at one level. Raises NotTrained where what it needs is not done."""
         recipe, preset = system(name), self.preset
         self._check(*((need, level) for need in recipe.needs))
+        self.claim()
         windows = self.windows(level)
+        self.say(windows.report())
         epoch = windows.epoch_steps(preset.prior.batch)
         steps = preset.steps(recipe, level, epoch)
         folder = self.run_folder(name, level)
+        if self._training != preset.prior:
+            self.say(f"{name}: sharded, so AdamW instead of Muon, which needs whole matrices")
         shallow = self._train_shallow(level, windows) if name == TEACHER else None
         torch.manual_seed(self.seed)
         objective = self._objective(recipe, level, shallow)
-        settings = preset.prior.slower(preset.rate(recipe, level))
+        settings = self._training.slower(preset.rate(recipe, level))
         progress, figures = train_prior(folder, objective, windows, steps, settings, self.processes)
         epochs = progress.step / epoch
         return self._finish(folder, {**figures, "epochs": epochs, "depth": objective.prior.config.depth})
+
+    @property
+    def _training(self) -> PriorTraining:
+        """How priors are trained; sharded ones with AdamW alone, since Muon needs whole matrices."""
+        training = self.preset.prior
+        return dataclasses.replace(training, matrix_learning_rate=None) if self.processes.sharded else training
 
     def _train_shallow(self, level: int, windows: CodeWindows) -> Prior | None:
         """The network that the teacher of a level grows from, or None; its run is kept in the teacher's folder."""
@@ -164,12 +212,11 @@ class Work:
         steps = preset.shallow_steps(level, windows.epoch_steps(preset.prior.batch))
         if not steps:
             return None
-        config = dataclasses.replace(preset.prior_config(SYSTEMS[TEACHER], level), depth=preset.shallow_depth)
-        folder = self.run_folder(TEACHER, level) / "shallow"
+        config, folder = preset.shallow_config(level), self.run_folder(TEACHER, level) / "shallow"
         if not read_figures(folder):
             torch.manual_seed(self.seed)
             objective = NextCode(Prior(config).to(self.device), preset.prior.computing)
-            _, figures = train_prior(folder, objective, windows, steps, preset.prior, self.processes)
+            _, figures = train_prior(folder, objective, windows, steps, self._training, self.processes)
             self._finish(folder, {**figures, "depth": config.depth})
         # From the run's state, which is whole where the trained network was divided over processes.
         prior = Prior(config)
@@ -198,25 +245,22 @@ class Work:
         load_averaged(self.run_folder(name, level), prior)
         return prior.to(self.device).eval().requires_grad_(False)
 
-    def source(self, name: str, level: int) -> str:
+    def source(self, name: str, level: int, own: Collection[int] | None = None) -> str:
         """The system whose prior stands at a level of the stack of `name`: its own, or that of UPSAMPLERS where it was
-        trained at higher levels only."""
+        trained at higher levels only, and at levels that are not among `own`."""
+        if own is not None and level not in own:
+            return UPSAMPLERS
         trained = [other for other in self.levels if self.is_done(name, other)]
         return name if level in trained or not trained or level > min(trained) else UPSAMPLERS
 
-    def stack_config(self, name: str) -> JukeboxConfig:
-        """The VQ-VAE and the priors of a system's stack."""
-        levels = reversed(self.levels)
-        priors = (self.preset.prior_config(system(self.source(name, level)), level) for level in levels)
-        return JukeboxConfig(self.preset.config.vqvae, tuple(priors))
-
-    def export(self, name: str, out: Path, base: Path | None = None) -> None:
+    def export(self, name: str, out: Path, base: Path | None = None, own: Collection[int] | None = None) -> None:
         """Write a system's stack as a checkpoint folder that the engine loads (FP16 safetensors); with `base`, another
-        such folder, only the files that differ from its. Raises NotTrained."""
+        such folder, only the files that differ from its. `own` as for `source`. Raises NotTrained."""
         networks: dict[str, Any] = {checkpoint.VQVAE_FILE: self.vqvae(self.levels)}
-        for level in self.levels:
-            networks[checkpoint.prior_file(level)] = self.prior(self.source(name, level), level)
-        checkpoint.save_config(out, self.stack_config(name), os.path.relpath(base, out) if base else None)
+        priors = [self.prior(self.source(name, level, own), level) for level in reversed(self.levels)]
+        networks |= {checkpoint.prior_file(level): prior for level, prior in enumerate(priors)}
+        config = JukeboxConfig(self.preset.config.vqvae, tuple(prior.config for prior in priors))
+        checkpoint.save_config(out, config, os.path.relpath(base, out) if base else None)
         for file, network in networks.items():
             path = out / file
             checkpoint.save_network(path, network)

@@ -1,14 +1,19 @@
 """The commands that judge audio, on a small corpus."""
 
 import json
+import shutil
 
 import fastjukebox.distill.__main__  # noqa: F401
 import pytest
 import torch
 from click.testing import CliRunner
+from fastjukebox.distill.code_store import write_store
 from fastjukebox.distill.commands import train
 from fastjukebox.distill.corpus import write_corpus
+from fastjukebox.distill.valence import held_out_songs
+from fastjukebox.engine.config import VQVAEConfig
 from fastjukebox.engine.runs import save_codes
+from fastjukebox.engine.vqvae import VQVAE
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +34,39 @@ def test_a_classifier_is_trained_and_scores_a_folder(corpus, tmp_path):
     assert figures["held_out_songs"] >= 4 and 0 <= figures["pr_auc"] <= 1 and 0 <= figures["roc_auc"] <= 1
     (row,) = run("valence", tmp_path, corpus)
     assert row.pop("folder") == str(corpus) and sum(row.values()) == pytest.approx(1)
+
+
+def test_a_classifier_says_what_it_held_out_and_goes_on_with_the_same_only(corpus, tmp_path):
+    out, other = tmp_path / "out", tmp_path / "other"
+    train_words = ["valence-train", corpus, out, "--steps", 3, "--preset", "tiny", "--seed", 4]
+    first = run(*train_words)
+    about = json.loads((out / "valence.json").read_text())
+    held_out = held_out_songs(out, corpus)
+    assert about["seed"] == 4 and about["held_out"] == sorted(song.path.name for song in held_out)
+    assert len(held_out) == first[0]["held_out_songs"]
+    shutil.copytree(corpus, other)
+    assert run("valence-train", other, *train_words[2:]) == first, "the same songs elsewhere are the same"
+    assert [song.path for song in held_out_songs(out, other)] == [other / song.path.name for song in held_out]
+    with pytest.raises(ValueError, match="begun with seed 4, not 5"):
+        run(*train_words[:-1], 5)
+    with pytest.raises(ValueError, match="begun with steps 3, not 4"):
+        run(*train_words, "--steps", 4)
+    lines = (other / "labels.csv").read_text().splitlines()
+    (other / "labels.csv").write_text("\n".join(lines[:-1]))
+    with pytest.raises(ValueError, match="begun with training"):
+        run("valence-train", other, *train_words[2:])
+
+
+def test_a_classifier_holds_out_what_priors_hold_out(corpus, tmp_path):
+    vqvae = VQVAE(VQVAEConfig(codebook_size=8, code_dim=4, width=4, depth=1, multipliers=(1, 1, 1)))
+    store = write_store(corpus, tmp_path / "codes", vqvae, 5, 0, levels=[2])
+    words = ["--steps", 1, "--preset", "tiny", "--codes", tmp_path / "codes"]
+    run("valence-train", corpus, tmp_path / "out", *words)
+    theirs = {store.songs[index].path for index in store.indices("held_out")}
+    assert theirs < {song.path.name for song in held_out_songs(tmp_path / "out", corpus)}
+    (tmp_path / "few.csv").write_text(f"file,quadrant\n{corpus}/song-0000.flac,AP\n")
+    with pytest.raises(ValueError, match="does not name"):
+        run("valence-train", tmp_path / "few.csv", tmp_path / "few", *words)
 
 
 def test_a_corpus_is_at_no_distance_from_itself(corpus):

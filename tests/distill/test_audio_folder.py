@@ -78,7 +78,10 @@ def test_every_file_is_a_song_or_skipped_or_counted(folder):
     assert reasons["gone.wav"] == reasons["pipe.wav"] == "no regular file"
     assert all(reasons.values()) and not any(str(folder) in reason for reason in reasons.values())
     assert found.ignored == 2 and found.unmatched == ("lost.wav",)
-    assert all(part in found.report() for part in (*reasons, "6 songs", "11 skipped", "2 other", "lost.wav"))
+    assert all(
+        part in found.report()
+        for part in (*reasons, "6 songs", "5 to train on, 1 held out", "11 skipped", "2 other", "lost.wav")
+    )
     assert len(songs) + len(reasons) + found.ignored + 1 == sum(len(files) for _, _, files in os.walk(folder)), (
         "a file is not accounted for"
     )
@@ -261,7 +264,7 @@ def test_ranks_hear_the_batch_between_them(folder, world, share, step):
 
 
 def test_unequal_parts_of_a_batch_are_refused(folder):
-    with pytest.raises(ValueError, match=r"5 .*rank 0 of 2"):
+    with pytest.raises(ValueError, match=r"5 .*rank 0 of 2 processes: start 1, 5 of them"):
         AudioCrops(scan(folder, 1, 0, decode=False), 500, 8000, 1).batch(0, 5, 0, 2)
 
 
@@ -271,5 +274,5 @@ def test_too_little_audio_is_said_clearly(tmp_path):
     _write(tmp_path / "only.wav", 0.1)
     crops = AudioCrops(scan(tmp_path, 0.1, 0), 100, RATE, 0)
     assert crops.batch(0, 2).shape == (2, 100)
-    with pytest.raises(ValueError, match="held out"):
+    with pytest.raises(ValueError, match=r"held out .*cut a single one into parts"):
         crops.measured()

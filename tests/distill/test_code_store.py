@@ -330,6 +330,7 @@ def test_all_training_windows_are_equally_likely():
     # 1000 of each; five standard deviations.
     assert all(abs(count - 1000) < 150 for count in counts.values())
     assert windows.too_short == 1 and windows.seconds == 12.0
+    assert "12.00 s of 3 songs to train on and 1 held out; 1 are shorter" in windows.report()
 
 
 def test_windows_without_upper_codes_start_anywhere():
@@ -361,6 +362,8 @@ def test_what_does_not_fit_is_refused():
     store = _array_store([40, 40, 2], {2})
     with pytest.raises(ValueError, match="none of the 1 held_out songs holds a window of 32 codes of level 0"):
         CodeWindows(store, 0, 32, 4, 0, with_upper=True).measured(1)
+    with pytest.raises(ValueError, match="no held_out song; it takes two songs"):
+        CodeWindows(_array_store([40], set()), 0, 32, 4, 0, with_upper=True).measured(1)
     with pytest.raises(ValueError, match="whole upper codes"):
         CodeWindows(store, 0, 30, 4, 0, with_upper=True)
     with pytest.raises(ValueError, match="does not stand for 2"):

@@ -1,13 +1,19 @@
 """`fastjukebox-train` from nothing to a stack that samples, and what it says to mistakes."""
 
+import contextlib
 import json
+import shutil
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from click.testing import CliRunner
 from fastjukebox.distill import __main__ as entry
+from fastjukebox.distill import commands
 from fastjukebox.distill.commands import train
-from fastjukebox.distill.pipeline import Stage, stages
+from fastjukebox.distill.parallel import Processes
+from fastjukebox.distill.pipeline import Stage, StageFailed, stages
 from fastjukebox.distill.systems import SYSTEMS
 from fastjukebox.distill.work import NotTrained, Work
 from fastjukebox.engine.jukebox import Jukebox
@@ -63,6 +69,18 @@ def test_a_stack_shares_files_with_its_base(stack, run, tmp_path):
     assert torch.equal(torch.as_tensor(whole.audio), torch.as_tensor(shared.audio))
 
 
+def test_a_stack_may_take_levels_from_student_18(stack, refused, tmp_path):
+    work = Work(stack, "tiny")
+    assert [work.source("teacher-72", level) for level in work.levels] == ["teacher-72"] * 3
+    assert [work.source("teacher-72", level, [2]) for level in work.levels] == [
+        "teacher-72",
+        "student-18",
+        "student-18",
+    ]
+    error = refused(stack, "export", "--system", "teacher-72", "--level", "2", "--out", str(tmp_path))
+    assert "student-18 --level 0" in error
+
+
 def test_the_card_tells_every_run(stack, run, tmp_path):
     done = run("card", "--out", str(tmp_path / "CARD.md"))
     assert done.exit_code == 0, done.output
@@ -100,19 +118,140 @@ def test_dry_run_tells_parameters_memory_and_steps(stack, run):
     assert "6 layers of width 16" in lines[0] and "parameters" in lines[0] and "GB" in lines[0] and "steps" in lines[0]
 
 
-def test_mistakes_get_one_line_that_says_what_to_do(stack, run, monkeypatch, capsys):
-    words = ["distill", "--work", str(stack), "--preset", "tiny", "--device", "cpu", "--system", "student-24"]
-    monkeypatch.setattr("sys.argv", ["fastjukebox-train", *words])
-    with pytest.raises(SystemExit) as stop:
-        entry.main()
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and len(error.splitlines()) == 1
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """The one line that a command's refusal prints."""
+
+    def command(folder, *words):
+        words = [words[0], "--work", str(folder), "--preset", "tiny", "--device", "cpu", *words[1:]]
+        monkeypatch.setattr("sys.argv", ["fastjukebox-train", *words])
+        # What the test itself printed before.
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            entry.main()
+        lines = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 2 and len(lines) == 1, lines
+        return lines[0]
+
+    return command
+
+
+def test_mistakes_get_one_line_that_says_what_to_do(stack, run, refused):
+    error = refused(stack, "distill", "--system", "student-24")
     assert "fastjukebox-train distill --system student-24-layers --level 2" in error
     with pytest.raises(ValueError, match="choose another folder"):
         Work(stack, "demo")
     with pytest.raises(NotTrained, match="encode"):
         Work(stack.parent / "other", "tiny").codes()
     assert run("prior", "--system", "teacher-72", "--level", "7").exit_code == 2
+
+
+def test_eval_of_nothing_is_an_error(tmp_path, refused):
+    assert "no system is trained" in refused(tmp_path / "w", "eval")
+
+
+def test_a_stage_that_failed_is_told_in_one_line(tmp_path, monkeypatch, refused):
+    def fail(*_):
+        raise StageFailed("codes ended with exit code 1")
+
+    monkeypatch.setattr(commands, "run_all", fail)
+    assert refused(tmp_path / "w", "stack") == "error: codes ended with exit code 1"
+
+
+def test_dry_run_tells_the_network_that_a_teacher_grows_from(stack, run):
+    lines = run("prior", "--system", "teacher-72", "--dry-run").output.splitlines()
+    # Level 1 grows from none.
+    assert [line.split(":")[0] for line in lines] == [
+        "teacher-72 level 2, before it grows",
+        "teacher-72 level 2",
+        "teacher-72 level 1",
+        "teacher-72 level 0, before it grows",
+        "teacher-72 level 0",
+    ]
+    work = Work(stack, "tiny")
+    for line, found in ((lines[0], work.shallow_figures(2)), (lines[1], work.figures("teacher-72", 2))):
+        assert f"{found['depth']} layers" in line and f"; {found['steps']} steps" in line
+
+
+@pytest.mark.parametrize("words", [("vqvae",), ("prior", "--system", "plain-18"), ("stack",)])
+def test_dry_run_leaves_nothing(tmp_path, words):
+    folder = tmp_path / "w"
+    options = ["--work", str(folder), "--preset", "tiny", "--device", "cpu", "--dry-run"]
+    done = CliRunner().invoke(train, [words[0], *options, *words[1:]])
+    assert done.exit_code == 0 and not folder.exists(), done.output
+    told = [line for line in done.output.splitlines() if "parameters" in line]
+    assert len(told) >= 3 and all("GB" in line and "steps" in line for line in told)
+
+
+def test_a_stack_has_both_students_at_every_level(stack, run):
+    done = run("stack", "--dry-run")
+    assert done.exit_code == 0, done.output
+    for level in range(3):
+        for name in ("teacher-72", "student-24", "student-18"):
+            assert f"{name} level {level}:" in done.output
+        assert (f"plain-24 level {level}:" in done.output) == (level == 2)
+
+
+@pytest.fixture(scope="module")
+def music(tmp_path_factory):
+    """What a user may have: 30 songs in folders, one of them short, a format that cannot be read, a picture."""
+    folder = tmp_path_factory.mktemp("music")
+    (folder / "album").mkdir()
+    for index in range(30):
+        tone = np.sin(np.arange(400 if index == 7 else 9000) * (0.02 + 0.001 * index))
+        soundfile.write(folder / "album" / f"{index}.flac", 0.3 * tone, 44100)
+    (folder / "apple.m4a").write_bytes(bytes(100))
+    (folder / "album" / "cover.jpg").write_bytes(b"")
+    return folder
+
+
+def test_a_users_folder_is_told_and_a_share_held_out(music, tmp_path):
+    def run(*words):
+        options = ["--work", str(tmp_path / "w"), "--preset", "tiny", "--device", "cpu"]
+        done = CliRunner().invoke(train, [words[0], *options, *words[1:]])
+        assert done.exit_code == 0, (done.output, done.exception)
+        return done.output
+
+    told = run("vqvae", "--audio", str(music))
+    # Not the number of the corpus; once, for all levels.
+    assert told.count("28 to train on, 2 held out; 1 skipped, 1 other files") == told.count("skipped apple.m4a") == 1
+    told = run("encode", "--audio", str(music))
+    assert "28 to train on, 2 held out; 1 skipped, 1 other files" in told and "skipped apple.m4a" in told
+    told = run("prior", "--system", "plain-18", "--level", "2")
+    assert "skipped apple.m4a" in told and "1 are shorter than that and left out" in told
+
+
+def test_the_share_held_out_can_be_chosen(music, tmp_path, refused):
+    options = ["--work", str(tmp_path), "--preset", "tiny", "--device", "cpu"]
+    words = ["vqvae", *options, "--level", "2", "--audio", str(music), "--held-out", "0.5"]
+    assert "15 to train on, 15 held out" in CliRunner().invoke(train, words).output
+    done = CliRunner().invoke(train, ["vqvae", *options, "--held-out", "0.5"])
+    assert done.exit_code == 2 and "--audio" in done.output
+    only = tmp_path / "only"
+    only.mkdir()
+    (only / "song.flac").write_bytes((music / "album" / "0.flac").read_bytes())
+    error = refused(tmp_path, "vqvae", "--level", "1", "--audio", str(only))
+    assert "it takes two songs or more" in error
+
+
+def test_a_vqvae_goes_on_with_the_songs_that_it_was_begun_with(music, tmp_path, refused):
+    work = Work(tmp_path / "w", "tiny")
+    figures = work.train_vqvae(2, music, 0.05)
+    (work.run_folder("vqvae", 2) / "figures.json").unlink()
+    other = tmp_path / "other"
+    shutil.copytree(music / "album", other)
+    words = ["vqvae", "--level", "2", "--audio"]
+    assert "begun with audio '30 songs" in refused(tmp_path / "w", *words, str(other))
+    # The same songs elsewhere are the same.
+    shutil.copytree(music, tmp_path / "moved")
+    assert Work(tmp_path / "w", "tiny").train_vqvae(2, tmp_path / "moved", 0.05)["snr_db"] == figures["snr_db"]
+
+
+def test_jobs_are_not_for_torchrun(tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "processes", lambda *_: contextlib.nullcontext(Processes(0, 2)))
+    options = ["--work", str(tmp_path), "--preset", "tiny", "--device", "cpu", "--jobs", "2"]
+    done = CliRunner().invoke(train, ["stack", *options])
+    assert done.exit_code == 2 and "leave it out under torchrun" in done.output
 
 
 def test_stages_name_everything_that_they_need():

@@ -151,6 +151,17 @@ def test_folders_and_lists_of_files(tmp_path):
     assert frechet_distance(audio_files(first), audio_files(second), CONFIG) == result
 
 
+def test_a_folders_audio_is_all_of_it(tmp_path):
+    (tmp_path / "one" / "two").mkdir(parents=True)
+    names = ("b.wav", "one/a.MP3", "one/two/c.aiff", "one/two/d.m4a")
+    for name in (*names, "cover.jpg", "one/notes.txt"):
+        (tmp_path / name).touch()
+    assert audio_files(tmp_path) == [tmp_path / name for name in names]
+    # What cannot be read is named.
+    with pytest.raises(AudioError, match=r"b\.wav"):
+        frechet_distance(tmp_path, tmp_path, CONFIG)
+
+
 def test_errors_name_what_is_wrong(tmp_path):
     with pytest.raises(AudioError, match="not a folder"):
         frechet_distance(tmp_path / "nowhere", tmp_path, CONFIG)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fastjukebox.distill import losses
-from fastjukebox.distill.losses import LOG_FLOOR, Resolution
+from fastjukebox.distill.losses import FLOOR, Resolution
 
 SMALL = Resolution(64, 10, 48)
 
@@ -51,7 +51,7 @@ def test_reconstruction_equals_its_restatement():
     x, y = target.double().numpy(), output.double().numpy()
     pairs = [(_magnitudes(target, r), _magnitudes(output, r)) for r in resolutions]
     spectral = np.mean([np.linalg.norm(b - a) / np.linalg.norm(a) for a, b in pairs])
-    log_spectral = np.mean([np.abs(np.log(b + LOG_FLOOR) - np.log(a + LOG_FLOOR)).mean() for a, b in pairs])
+    log_spectral = np.mean([np.abs(np.log(b + FLOOR) - np.log(a + FLOOR)).mean() for a, b in pairs])
     assert math.isclose(float(found.waveform), np.linalg.norm(y - x) / np.linalg.norm(x), rel_tol=1e-5)
     assert math.isclose(float(found.spectral), spectral, rel_tol=1e-4)
     assert math.isclose(float(found.log_spectral), log_spectral, rel_tol=1e-4)
@@ -61,6 +61,12 @@ def test_reconstruction_has_finite_gradients_on_silence():
     output = torch.zeros(1, 400, requires_grad=True)
     sum(losses.reconstruction(output, torch.zeros(1, 400), (SMALL,))).backward()
     assert output.grad is not None and bool(output.grad.isfinite().all())
+
+
+def test_silence_weighs_no_more_than_what_is_hardly_heard():
+    output = torch.full((1, 400), 1e-3, requires_grad=True)
+    terms = losses.reconstruction(output, torch.zeros(1, 400), (SMALL,))
+    assert float(terms.waveform.detach()) == pytest.approx(1.0) and float(terms.spectral.detach()) < 5
 
 
 def test_snr_counts_in_decibels():

@@ -60,10 +60,12 @@ def test_soft_cross_entropy_is_equation_3(temperature):
     )
 
 
-def test_hidden_loss_is_equation_4_over_the_mapped_layers():
-    teacher, student = teacher_and_student()
+@pytest.mark.parametrize(("mapping", "place"), [("last", 3), ("middle", 1), ("first", 0)])
+def test_hidden_loss_is_equation_4_over_the_mapped_layers(mapping, place):
+    teacher, student = teacher_and_student(3)
     codes, upper = batch()
-    objective = LayerMatching(student, teacher, Distillation(hidden=0.5, attention=0.0), Computing())
+    settings = Distillation(hidden=0.5, attention=0.0, mapping=mapping)
+    objective = LayerMatching(student, teacher, settings, Computing())
     found = objective(codes, upper)
     # Layer outputs by a loop of this test's own.
     outputs = {}
@@ -75,7 +77,9 @@ def test_hidden_loss_is_equation_4_over_the_mapped_layers():
             x = layer(x)
             outputs[name].append(x)
     groups = layer_groups(teacher.config.layer_patterns, student.config.layer_patterns)
-    errors = [(ours - outputs["teacher"][group[-1]]).square().mean() for ours, group in zip(outputs["student"], groups)]
+    errors = [
+        (ours - outputs["teacher"][group[place]]).square().mean() for ours, group in zip(outputs["student"], groups)
+    ]
     assert torch.allclose(found, 0.5 * sum(errors) / len(errors), rtol=1e-6)
     assert set(objective.terms) == {"hidden", "attention"} and float(objective.terms["attention"]) == 0
 
@@ -123,6 +127,11 @@ def test_gradients_against_finite_differences(kind):
         slope = (values[0] - values[1]) / 2e-5
         gradient = 0.0 if parameter.grad is None else float((parameter.grad * direction).sum())
         assert math.isclose(slope, gradient, rel_tol=1e-5, abs_tol=1e-9), name
+
+
+def test_an_unknown_mapping_is_refused():
+    with pytest.raises(ValueError, match="mapping must be last, middle, first; not 'best'"):
+        Distillation(mapping="best")
 
 
 @pytest.mark.parametrize("kind", ["next_code", "layers"])

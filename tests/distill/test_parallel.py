@@ -1,5 +1,6 @@
 """Two processes take the same steps as one, with whole and with sharded networks."""
 
+import datetime
 import os
 import subprocess
 import sys
@@ -7,18 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from fastjukebox.distill.parallel import Processes, processes
+from fastjukebox.distill.work import Work
 
 WORKER = Path(__file__).parent / "parallel_worker.py"
 
 
-def run(*words: str, count: int = 1) -> None:
-    """The worker alone, or `count` of them under torchrun, in the checkout's namespace."""
+def run(kind: str, folder: Path, count: int = 1) -> str:
+    """What the worker prints alone, or `count` of them under torchrun, in the checkout's namespace."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
-    command = [sys.executable, *launcher, str(WORKER), *words]
+    command = [sys.executable, *launcher, str(WORKER), kind, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def averages(folder: Path) -> dict[str, torch.Tensor]:
@@ -34,19 +38,49 @@ def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
-    run(str(folder), "4")
+    run("priors", folder)
     return folder
 
 
 def test_two_processes_take_the_steps_of_one(alone, tmp_path):
-    run(str(tmp_path), "4", count=2)
+    run("priors", tmp_path, count=2)
     for name in ("teacher", "student"):
         assert_close(averages(tmp_path / name), averages(alone / name))
 
 
 def test_a_sharded_network_takes_the_steps_of_a_whole_one(alone, tmp_path):
-    run(str(tmp_path), "4", "--sharded", count=2)
+    run("sharded-priors", tmp_path, count=2)
     assert_close(averages(tmp_path / "teacher"), averages(alone / "teacher"))
+
+
+def test_two_processes_minimize_the_vqvaes_loss_of_one(tmp_path):
+    # One of the two has silence only.
+    found = []
+    for count in (1, 2):
+        run("vqvae", tmp_path, count)
+        found.append(torch.load(tmp_path / "vqvae.pt", weights_only=True))
+    assert_close(found[1], found[0])
+
+
+def test_a_sharded_stack_comes_from_one_folder(tmp_path):
+    told = run("sharded-stack", tmp_path, count=2)
+    assert told.count("corpus: started") == 2, "all processes go the same way"
+    assert told.count("AdamW instead of Muon") == 1 and told.count("so not sharded") == 3
+    work = Work(tmp_path / "work", "tiny")
+    assert work.is_done("teacher-72", 2) and len(work.codes().songs) == work.preset.corpus.songs
+
+
+def test_processes_wait_longer_than_the_first_one_encodes(monkeypatch):
+    asked = {}
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, timeout: asked.update(timeout=timeout))
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    for name in ("barrier", "destroy_process_group"):
+        monkeypatch.setattr(dist, name, lambda: None)
+    with processes(torch.device("cpu")) as group:
+        assert group.count == 2
+    assert asked["timeout"] >= datetime.timedelta(days=1)
 
 
 def test_sharding_needs_torchrun():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from fastjukebox.distill.growth import deepened
-from fastjukebox.distill.student import layer_groups, new_student
+from fastjukebox.distill.student import imitated, layer_groups, new_student
 from fastjukebox.engine.config import ConditionerConfig, PriorConfig
 from fastjukebox.engine.patterns import Pattern
 from fastjukebox.engine.prior import Prior
@@ -22,6 +22,12 @@ def test_groups_of_the_paper():
     assert by_threes[:4] == ((0, 3, 6), (1, 4, 7), (2, 5, 8), (9, 12, 15))
     assert by_fours[:4] == ((0, 3, 6, 9), (1, 4, 7, 10), (2, 5, 8, 11), (12, 15, 18, 21))
     assert {len(group) for group in by_threes} == {3} and {len(group) for group in by_fours} == {4}
+
+
+def test_a_mapping_takes_one_layer_of_each_group():
+    groups = ((0,), (1, 4), (2, 5, 8), (3, 6, 9, 12))
+    assert imitated(groups, "last") == (0, 4, 8, 12) and imitated(groups, "first") == (0, 1, 2, 3)
+    assert imitated(groups, "middle") == (0, 1, 5, 6)
 
 
 @given(st.integers(3, 80), st.data())

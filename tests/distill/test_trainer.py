@@ -30,12 +30,10 @@ def run(folder, steps, stop_after=None, loss_at=lambda step: 1.0, planned=None, 
     return network, progress
 
 
-def test_learning_rate_follows_whichever_limit_is_nearer():
-    budget = Budget(100, 1.0, minutes=1.0, warm_up=10, final=0.1)
-    assert math.isclose(budget.rate(0, 0.0), 0.1, rel_tol=1e-2)
-    assert math.isclose(budget.rate(50, 0.0), 0.55) and math.isclose(budget.rate(20, 30.0), 0.55)
-    assert math.isclose(budget.rate(100, 0.0), 0.1) and math.isclose(budget.rate(20, 60.0), 0.1)
-    assert Budget(100, 1.0).progress(50, 1e9) == 0.5, "without minutes the clock does not count"
+def test_learning_rate_warms_up_and_falls():
+    budget = Budget(100, 1.0, warm_up=10, final=0.1)
+    assert math.isclose(budget.rate(0), 0.1, rel_tol=1e-2)
+    assert math.isclose(budget.rate(50), 0.55) and math.isclose(budget.rate(100), 0.1)
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 6])
@@ -54,11 +52,6 @@ def test_a_finished_run_takes_no_further_step(tmp_path):
     again, progress = run(tmp_path, 3, loss_at=lambda step: float("nan"))
     assert progress.step == 3
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters()))
-
-
-def test_a_run_ends_when_its_minutes_are_used(tmp_path):
-    _, progress = run(tmp_path, 10**9, minutes=0.003)
-    assert 0 < progress.step < 10**9 and progress.seconds >= 0.18
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

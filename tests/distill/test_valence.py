@@ -177,6 +177,12 @@ def test_tables_that_cannot_be_used_are_explained(tmp_path, table, message):
         read_quadrants(tmp_path / "songs.csv")
 
 
+def test_a_spreadsheets_byte_order_mark_is_no_part_of_a_column(tmp_path):
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "songs.csv").write_text("path,quadrant\na.wav,DU\n", "utf-8-sig")
+    assert read_quadrants(tmp_path / "songs.csv") == [Labelled(tmp_path / "a.wav", 3)]
+
+
 def test_missing_tables_and_unreadable_songs_are_named(tmp_path):
     with pytest.raises(AudioError, match=r"labels\.csv: no such file"):
         read_quadrants(tmp_path)
@@ -196,6 +202,11 @@ def test_songs_are_held_out_from_each_quadrant(tmp_path):
     assert sorted(training + held_out) == sorted(songs) and len(held_out) == 8
     assert sorted(song.quadrant for song in held_out) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert split(songs, 0.2, 0) == (training, held_out) != split(songs, 0.2, 1)
+    # Others may be held out as well, but not all.
+    more = [song.path for song in training[:2]]
+    assert sorted(split(songs, 0.2, 0, more)[1]) == sorted([*held_out, *training[:2]])
+    with pytest.raises(ValueError, match="quadrant AP has no song left to train on"):
+        split(songs, 0.2, 0, [song.path for song in songs])
     with pytest.raises(ValueError, match="quadrant DU has 0 songs"):
         split([song for song in songs if song.quadrant < 3], 0.2, 0)
 

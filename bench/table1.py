@@ -30,6 +30,7 @@ import itertools
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print("no time left")
                 return CUT
             stacks[name], memory[name] = prepared(options, depth, backend, Path(folder))
-        runs = {name: stack.request for name, stack in stacks.items()}
+        runs: dict[str, Callable[[], object]] = {name: stack.request for name, stack in stacks.items()}
         # A round is a whole request of each.
         times = rounds_of(runs, device, 1 if options.quick else options.rounds, warm=True, deadline=rows.deadline)
     rounds = len(times[next(iter(names.values()))])

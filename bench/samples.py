@@ -9,6 +9,7 @@ prior can be better than. A classifier that judges them should not have been tra
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -92,10 +93,9 @@ def unheard_by(classifier: Path | None, folder: Path) -> list[Labelled] | None:
     except AudioError:
         return None
     about = json.loads((classifier / "valence.json").read_text())
-    if "held_out" in about:
-        names = {folder / name for name in about["held_out"]}
-        return [song for song in songs if song.path in names]
-    return split(songs, ValenceTraining().held_out, about.get("seed", 0))[1]
+    if (names := about.get("held_out")) is not None:
+        return [song for song in songs if Path(os.path.relpath(song.path, folder)).as_posix() in names]
+    return split(songs, ValenceTraining().held_out, about.get("seed") or 0)[1]
 
 
 def pieces_folder(work: Work, system: str, seed: int, pieces: Pieces) -> Path:

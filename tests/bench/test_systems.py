@@ -167,6 +167,7 @@ def test_the_songs_that_a_classifier_does_not_know_are_those_it_names_or_its_see
 
     assert unheard(held_out=["3.flac", "5.flac"], seed=1) == {"3.flac", "5.flac"}
     assert len(unheard()) == 8 and unheard() == unheard(seed=0) != unheard(seed=1)
+    assert unheard(held_out=None, seed=None) == unheard() and unheard(held_out=[]) == set()
     assert samples.unheard_by(None, corpus) is None and samples.unheard_by(tmp_path / "mood", tmp_path) is None
 
 
@@ -188,7 +189,7 @@ def test_a_work_says_its_preset_and_seed(tmp_path, capsys):
     parser = argparse.ArgumentParser()
     systems.add_work_options(parser)
     harness.add_options(parser)
-    Work(tmp_path / "w", "tiny", seed=7)
+    (tmp_path / "w").mkdir()
     (tmp_path / "w" / "preset.json").write_text('{"preset": "tiny", "seed": 7}')
     work = systems.opened(parser, parser.parse_args(["--work", str(tmp_path / "w"), "--device", "cpu"]))
     assert (work.preset_name, work.seed) == ("tiny", 7)

@@ -17,8 +17,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from .cells import Record
 from .harness import read
-from .tables import Record, newest
+from .identity import identity
+from .tables import newest
 
 Verdict = Literal["faster", "slower", "same", "changed"]
 # Endings of fields. Higher first: "steps_per_s" ends like seconds.
@@ -28,18 +30,6 @@ LOWER = ("us_per_step", "_us", "_ms", "_s", "seconds")
 NOT_OURS = ("bandwidth_", "read_", "copy_", "floor_", "matrix_", "transformers_", "growing-cache_")
 # Where a figure was taken; `threads` may be None on a GPU.
 PLACE = ("device", "cores", "threads", "python", "torch", "triton", "cuda", "driver_version")
-_CIRCUMSTANCES = {
-    *PLACE,
-    "load",
-    "commit",
-    "sources",
-    "time",
-    "first",
-    "steps",
-    "rounds",
-    "window_steps",
-    "extrapolated",
-}
 
 
 class Change(NamedTuple):
@@ -63,16 +53,6 @@ def direction(field: str) -> int:
     if field.endswith(HIGHER) or "_over_" in field:
         return 1
     return -1 if field.endswith(LOWER) else 0
-
-
-def identity(record: Record) -> str:
-    """What a record measured; without a row, all its settings."""
-    if "row" in record:
-        seed = f" seed {record['seed']}" if record.get("seed") is not None else ""
-        return f"{record.get('bench')}: {record['row']}{seed}"
-    settings = set(record) - _CIRCUMSTANCES | {"threads"}
-    plain = {key: record[key] for key in sorted(settings & set(record)) if isinstance(record[key], str | int)}
-    return f"{plain.pop('bench', None)}: " + ", ".join(f"{key} {value}" for key, value in plain.items())
 
 
 def log_spread(figure: dict[str, float]) -> float:

@@ -163,7 +163,7 @@ def run_stage(stage: Stage, options: argparse.Namespace, results: Path, limit: f
             command += ["-n", str(min(8, os.cpu_count() or 1))]
     else:
         command = [sys.executable, "bench", *stage.command, "--json", str(results.resolve()), "--resume"]
-        command += ["--seconds", f"{max(0.0, limit - GRACE):.0f}"]
+        command += ["--no-retry", "--seconds", f"{max(0.0, limit - GRACE):.0f}"]
     began = time.monotonic()
     status = run(command, log, limit, environment)
     text = log.read_text(errors="replace")

@@ -1,8 +1,9 @@
 """What the benchmarks share: which machine and code a figure belongs to, timing, what the machine allows, result files.
 
 A result file holds one JSON record per line and is only ever appended to. A record names its bench and row, the device
-with its clocks as read when it was written, versions, commit, and a hash of the sources. With `--resume`, rows that the
-file already holds for the same sources and device are not measured again.
+with its clocks as read when it was written, versions, commit, and a hash of the sources; `quick` if it was made with
+`--quick`. With `--resume`, rows that the file already holds for the same sources and device are not measured again
+unless they failed; with `--no-retry`, not even then.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 # Exit status when time ran out.
 CUT = 75
+# At most, with `--quick`.
+QUICK_ROUNDS = 3
 _GPU_FIELDS = ("driver_version", "memory.total", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit")
 
 
@@ -122,12 +125,19 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def rounds_of(
-    runs: dict[str, Callable[[], object]], device: torch.device, rounds: int, warm: bool = False
+    runs: dict[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int,
+    warm: bool = False,
+    deadline: float = math.inf,
 ) -> dict[str, list[float]]:
     """Seconds of each run in each round. Within a round all run once, one after the other, in the opposite order of the
-    round before: compared runs see the same machine. A first round warms up, unless they are `warm`."""
+    round before: compared runs see the same machine. A first round warms up, unless they are `warm`. After `deadline`
+    on the monotonic clock no round but the first starts."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(0 if warm else -1, rounds):
+        if turn > 0 and time.monotonic() > deadline:
+            break
         for name in list(runs)[:: 1 if turn % 2 else -1]:
             taken = seconds(runs[name], device)
             if turn >= 0:
@@ -153,12 +163,15 @@ def recorded(run: Callable[[], object], calls: int, device: torch.device) -> Cal
     return graph.replay
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that every script has."""
+def add_options(parser: argparse.ArgumentParser, rounds: int | None = 11) -> None:
+    """The options that every script has. rounds: how many by default; None where nothing is timed."""
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--quick", action="store_true", help="few rows and rounds")
+    parser.add_argument("--quick", action="store_true", help="few rows and rounds, for orientation")
+    if rounds is None:
+        parser.set_defaults(rounds=0)
+    else:
+        parser.add_argument("--rounds", type=int, default=rounds, help=f"[default: {rounds}]")
     add_record_options(parser)
 
 
@@ -166,6 +179,7 @@ def add_record_options(parser: argparse.ArgumentParser) -> None:
     """Where records go, and which are not made."""
     parser.add_argument("--json", type=Path, help="append the records to this file, a line each")
     parser.add_argument("--resume", action="store_true", help="skip rows that the file holds for the same sources")
+    parser.add_argument("--no-retry", action="store_true", help="with --resume, skip rows that failed too")
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no row after this long")
 
 
@@ -193,15 +207,24 @@ class Rows:
         self.bench, self.path, self.device = bench, options.json, torch.device(options.device)
         self.deadline = time.monotonic() + options.seconds
         self.status = 0
-        self.rounds = min(options.rounds, 3) if options.quick else options.rounds
+        self.rounds = min(options.rounds, QUICK_ROUNDS) if options.quick else options.rounds
+        self.made = {"quick": True} if options.quick else {}
         torch.set_num_threads(options.threads)
-        known = read(self.path) if self.path and options.resume else []
+        found = read(self.path) if self.path and options.resume else []
         here = (bench, sources(), device_name(self.device))
-        self.known = {r["row"] for r in known if (r.get("bench"), r.get("sources"), r.get("device")) == here}
+        # The last record of a row says whether it failed.
+        last = {r["row"]: r for r in found if (r.get("bench"), r.get("sources"), r.get("device")) == here}
+        self.known = {row for row, record in last.items() if options.no_retry or "error" not in record}
 
-    def add(self, row: str, measure: Callable[[], dict[str, Any]], say: Callable[[dict[str, Any]], str]) -> None:
+    def add(
+        self,
+        row: str,
+        measure: Callable[[], dict[str, Any]],
+        say: Callable[[dict[str, Any]], str],
+        settings: dict[str, Any] | None = None,
+    ) -> None:
         """Measure a row unless it is known or time is up. An exception is recorded as the row's `error`, `Unavailable`
-        as its `missing`; the script goes on unless the GPU is lost."""
+        as its `missing`, both beside the `settings`; the script goes on unless the GPU is lost."""
         if row in self.known:
             print(f"{row}: recorded before")
             return
@@ -222,7 +245,8 @@ class Rows:
             self.status = self.status or 1
         print(f"{row:44} {text}", flush=True)
         if self.path:
-            append(self.path, {"bench": self.bench, "row": row, **figures, **circumstances(self.device)})
+            record = {"bench": self.bench, "row": row, **(settings or {}), **figures, **self.made}
+            append(self.path, record | circumstances(self.device))
         if "error" in figures and self.device.type == "cuda":
             try:
                 torch.cuda.synchronize(self.device)

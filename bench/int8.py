@@ -105,9 +105,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="demo", help="a checkpoint folder, or demo")
     parser.add_argument("--songs", type=int, default=8)
     parser.add_argument("--windows", type=int, default=4, help="of each song")
-    add_options(parser)
+    add_options(parser, rounds=None)
     parser.set_defaults(device="cpu")
     options = parser.parse_args(arguments)
+    if options.quick:
+        options.songs, options.windows = min(2, options.songs), 1
     if options.device != "cpu":
         parser.error("the comparison runs on the CPU")
     rows = Rows("int8", options)

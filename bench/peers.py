@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -29,7 +29,7 @@ from ..engine.decoder import LevelSampling, WindowTask, choose_backend
 from ..engine.prior import Prior
 from .decode import DTYPES
 from .growing_cache import NOISE_BLOCK, GrowingCache
-from .harness import Rows, add_record_options, quantiles, rounds_of, seconds
+from .harness import QUICK_ROUNDS, Rows, add_record_options, quantiles, rounds_of, seconds
 
 TEMPERATURE = 0.99
 SEED = 1
@@ -214,43 +214,67 @@ def say(f: dict[str, Any]) -> str:
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--peers", nargs="+", choices=PEERS)
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The options of this script."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    found.add_argument("--peers", nargs="+", choices=PEERS)
+    found.add_argument(
         "--backends", nargs="+", help="`fastjukebox info` lists them [default: eager native; on a GPU eager triton]"
     )
-    parser.add_argument("--depth", type=int, default=72, help="layers")
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--heads", type=int, default=1)
-    parser.add_argument("--context", type=int, default=8192, help="codes in a window")
-    parser.add_argument("--rows", type=int, default=128)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=10, help="steps per round of the first peer")
-    parser.add_argument("--window", type=int, nargs="?", const=64, metavar="STEPS", help="whole windows too")
-    parser.add_argument("--values", choices=["fp16", "fp32"], default="fp16", help="what the FP32 weights hold")
-    parser.add_argument("--threads", type=int, nargs="+", help="of the CPU [default: 1 2]")
-    add_record_options(parser)
-    args = parser.parse_args(arguments)
+    found.add_argument("--depth", type=int, default=72, help="layers")
+    found.add_argument("--width", type=int, default=128)
+    found.add_argument("--heads", type=int, default=1)
+    found.add_argument("--context", type=int, default=8192, help="codes in a window")
+    found.add_argument("--rows", type=int, default=128)
+    found.add_argument("--batch", type=int, nargs="+", default=[1])
+    found.add_argument("--rounds", type=int, default=15)
+    found.add_argument("--steps", type=int, default=10, help="steps per round of the first peer")
+    found.add_argument("--window", type=int, nargs="?", const=64, metavar="STEPS", help="whole windows too")
+    found.add_argument("--values", choices=["fp16", "fp32"], default="fp16", help="what the FP32 weights hold")
+    found.add_argument("--threads", type=int, nargs="+", help="of the CPU [default: 1 2]")
+    found.add_argument("--quick", action="store_true", help="few rounds, the first batch, one number of threads")
+    add_record_options(found)
+    return found
+
+
+def commands(records: Sequence[dict[str, Any]]) -> list[str]:
+    """What measures these records again: a command for all that differ in the batch only."""
+    default, groups = parser().get_default, dict[str, list[int]]()
+    for r in records:
+        said = {key: r.get(key) for key in ("rounds", "threads")}
+        said |= {"window": r.get("window_steps"), "backends": " ".join(r["backends"])}
+        rest = {key: r.get(key) for key in ("depth", "width", "heads", "context", "rows", "steps", "values")}
+        said |= {key: value for key, value in rest.items() if value != default(key)}
+        said["peers"] = None if tuple(r.get("peers", PEERS)) == PEERS else " ".join(r["peers"])
+        options = "".join(f" --{key} {value}" for key, value in said.items() if value is not None)
+        groups.setdefault(options, []).append(r["batch"])
+    return [f"python bench peers --batch {' '.join(map(str, batch))}{options}" for options, batch in groups.items()]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser()
+    args = options.parse_args(arguments)
     gpu = torch.device(args.device).type == "cuda"
+    threads = args.threads or ([torch.get_num_threads()] if gpu else [1, 2])
+    if args.quick:
+        args.rounds, args.batch, threads = min(args.rounds, QUICK_ROUNDS), args.batch[:1], threads[-1:]
     args.backends = args.backends or (["eager", "triton"] if gpu else ["eager", "native"])
     config = PriorConfig(2, args.width, args.depth, args.heads, args.context, args.rows)
     if args.context // 2 + 1 + (args.rounds + 2) * args.steps > args.context:
-        parser.error(f"{args.rounds} rounds of {args.steps} steps do not fit into half of {args.context} codes")
+        options.error(f"{args.rounds} rounds of {args.steps} steps do not fit into half of {args.context} codes")
     peers = present(args.peers)
     print(f"{args.depth} layers, width {args.width}, FP32, from code {args.context // 2}")
     said = {key: getattr(args, key) for key in ("backends", "depth", "width", "heads", "context", "rows", "rounds")}
     said |= {"steps": args.steps, "values": args.values, "peers": peers, "dtype": "float32"}
     status = 0
-    for threads in args.threads or ([torch.get_num_threads()] if gpu else [1, 2]):
-        rows = Rows("peers", argparse.Namespace(**{**vars(args), "threads": threads, "quick": False}))
+    for count in threads:
+        rows = Rows("peers", argparse.Namespace(**{**vars(args), "threads": count}))
         for batch in args.batch:
             torch.manual_seed(SEED)
-            row = f"{args.depth}x{args.width} batch {batch}, {threads} threads"
+            row = f"{args.depth}x{args.width} batch {batch}, {count} threads"
             row += f", windows by {args.window} steps" if args.window else ""
-            rows.add(row, lambda b=batch: {**said, "batch": b, **measure(args, config, peers, b)}, say)
+            rows.add(row, lambda b=batch: measure(args, config, peers, b), say, {**said, "batch": batch})
         status = max(status, rows.status)
     return status
 

@@ -24,8 +24,9 @@ from markupsafe import Markup, escape
 
 from ..distill.systems import SYSTEMS
 from . import figures
+from .cells import Table
 from .harness import ROOT, read
-from .tables import BUILD, NOT_YET, Table, newest, tables
+from .tables import BUILD, NOT_YET, newest, tables, untested
 
 RESULTS = ROOT / "bench" / "results"
 # Name, title and tables of each section, in the order of the page; what tables() has besides comes last.
@@ -36,6 +37,7 @@ SECTIONS = (
     ("decoders", "Decoders", ("peers", "decode", "int8")),
     ("roofline", "Roofline", ("roofline", "what-if")),
     ("scaling", "Scaling", ("scaling",)),
+    ("operations", "Prompts and single operations", ("prefill", "attention", "ops", "exchanges")),
     ("further", "Other devices", ()),
 )
 # A cell that counts as a number, perhaps with a short unit; columns of numbers are aligned on the right.
@@ -82,12 +84,13 @@ def _picture(svg: bytes, words: str, caption: str = "") -> Picture:
 
 
 def _by_device(results: Path, bench: str, *fields: str) -> dict[str, list[dict[str, Any]]]:
-    """The newest records of a bench that have these fields, from all files."""
+    """The newest records of a bench that have these fields, from all files, but for a GPU's whose tests have failed."""
     found: dict[str, list[dict[str, Any]]] = {}
     records = [record for path in sorted(results.glob("*.json*")) for record in read(path)]
     of_bench = (record for record in records if record.get("bench") == bench)
+    failing = untested(records)
     for record in newest(of_bench, lambda record: (record.get("device"), record.get("row"))):
-        if all(field in record for field in fields):
+        if all(field in record for field in fields) and record.get("sources") not in failing:
             found.setdefault(record["device"], []).append(record)
     return found
 
@@ -161,12 +164,12 @@ def devices(results: Path) -> list[str]:
 
 
 def all_tables(results: Path) -> dict[str, Table]:
-    """The tables of the CPU, also those without rows, and the filled ones of every GPU that has a file."""
+    """The tables of the CPU, also those without rows, and those of every GPU for which its file has records."""
     found = tables(results)
     cpu = {file for file, _ in BUILD.values()}
     for device in sorted({path.stem for path in results.glob("*.json*")} - cpu):
         for name, table in tables(results, device).items():
-            if table.rows:
+            if table.note != NOT_YET:
                 name = f"{name}-{re.sub(r'[^A-Za-z0-9]+', '-', device)}"
                 found[name] = dataclasses.replace(table, name=name, title=f"{table.title}: {device}")
     return found

@@ -16,13 +16,9 @@ should not grow.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
-import resource
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,14 +33,15 @@ from ..engine.prior import Prior
 from ..engine.sampler import SamplingParams
 from ..engine.vqvae import VQVAE
 from .decode import Case, Stepping
-from .harness import ROOT, Rows, add_options, quantiles, rounds_of
+from .harness import Rows, add_options, quantiles, rounds_of
+from .memory import alone, forget_peak, peak
 from .roofline import sizes_of
 
 BASES = {"cpu": "demo-18x128", "cuda": "upsampler-0-18"}
 AXES = ("batch", "depth", "width", "context", "threads", "audio")
 VALUES = {
     "cpu": {
-        "batch": (1, 2, 4, 8, 16),
+        "batch": (1, 2, 4, 8, 16, 32, 64),
         "depth": (6, 18, 24, 36, 72),
         "width": (64, 128, 256, 512, 1024),
         "context": (512, 1024, 2048, 4096, 8192),
@@ -56,7 +53,6 @@ VALUES = {
         "context": (2048, 4096, 8192, 16384),
     },
 }
-STATUS = Path("/proc/self/status")
 AUDIO_SECONDS = (1.0, 4.0, 16.0, 64.0)
 
 
@@ -175,29 +171,9 @@ def sample_alone(seconds: float, threads: int) -> dict[str, int]:
     return {"peak_bytes": peak(), "start_bytes": start, "codes_bytes": 8 * codes, "samples": samples}
 
 
-def peak() -> int:
-    """Bytes of memory that this process has had at most since `forget_peak`.
-
-    Linux's own counter, where there is one: `getrusage` begins with the peak of the process that started this one.
-    """
-    if STATUS.exists():
-        return 1024 * int(STATUS.read_text().split("VmHWM:")[1].split()[0])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def forget_peak() -> None:
-    """Count from what is in use now, where Linux allows it."""
-    with contextlib.suppress(OSError):
-        STATUS.with_name("clear_refs").write_text("5")
-
-
 def measure_audio(seconds: float, threads: int) -> dict[str, Any]:
     """A row: `sample_alone` in a process of its own, on the CPU."""
-    command = [sys.executable, "bench", "scaling", "--alone", str(seconds), "--threads", str(threads)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-1000:])
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = alone("scaling", "--alone", str(seconds), "--threads", str(threads))
     return {"axis": "audio", "value": seconds, "decoder": "auto", **found}
 
 

@@ -5,15 +5,17 @@
 Held-out bits per code, agreement with the teacher and parameters are of each level that was trained. Samples are drawn
 anew for each seed (`samples.py` says from what): their Frechet distance to the training songs, the codes in use at the
 top, and with `--classifier` the mood they convey (`fastjukebox-train valence-train` makes one). A distance from so few
-patches is too large, by about as much for all; the corpus's own pieces show how large.
+patches is too large, by about as much for all; the corpus's own pieces show how large, and the record says how many.
 
-`--audio FOLDER` writes a clip of every system, whole and of the top level alone, as MP3 for the report.
+`--audio FOLDER` writes a clip of every system, whole and of the top level alone, as MP3 for the report. `--quick` is
+one seed and one window of each held-out song.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,11 @@ import soundfile
 import torch
 
 from ..distill import evaluation, frechet
-from ..distill.presets import PRESETS
 from ..distill.systems import SYSTEMS
 from ..distill.work import Work
 from ..engine.sampler import SamplingParams
 from .harness import Rows, add_options
-from .samples import CORPUS, Pieces, codes, model, sampled
+from .samples import CORPUS, Pieces, Songs, codes, model, sampled, songs_of, unheard_by
 from .samples import reference as training_songs
 
 
@@ -39,9 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--windows", type=int, default=4, help="of each held-out song; 0: only samples")
     parser.add_argument("--audio", type=Path, help="write MP3 files for the report there")
     parser.add_argument("--clip-seconds", type=float, default=5.0, help="their length")
-    add_options(parser)
+    add_options(parser, rounds=None)
     options = parser.parse_args(arguments)
-    work = opened(options)
+    if options.quick:
+        options.seeds, options.windows = options.seeds[:1], min(1, options.windows)
+    work = opened(parser, options)
     rows = Rows("systems", options)
     for level in work.levels:
         for name in options.systems:
@@ -57,15 +60,20 @@ def main(arguments: list[str] | None = None) -> int:
     if options.audio:
         for name in trained:
             rows.add(f"{name} audio", lambda n=name: audio(work, n, options), lambda figures: "written")
+    if not options.seeds:
+        return rows.status
+    # Of all held-out songs: a distance from few songs is large whatever they are.
     pieces = pieces_of(options)
-    reference: list[Any] = []
+    songs = songs_of(work, options.songs, unheard_by(options.classifier, options.songs))
+    reference: list[torch.Tensor] = []
 
-    def distance(files: Sequence[Path]) -> float:
+    def distance(files: Sequence[Path]) -> frechet.Frechet:
+        config = frechet.EmbeddingConfig()
         if not reference:
-            songs = training_songs(work, pieces)
-            reference.append(frechet.statistics(frechet.embed_files(songs, frechet.EmbeddingConfig())))
-        own = frechet.statistics(frechet.embed_files(files, frechet.EmbeddingConfig()))
-        return frechet.gaussian_distance(own, reference[0])
+            reference.append(frechet.embed_files(training_songs(work, pieces, songs), config))
+        found = frechet.embed_files(files, config), reference[0]
+        own, theirs = (frechet.statistics(embedded) for embedded in found)
+        return frechet.Frechet(frechet.gaussian_distance(own, theirs), (len(found[0]), len(found[1])))
 
     for seed in options.seeds:
         # What an upper level's codes sound like is not to be compared with the songs themselves.
@@ -73,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
             rows.add(
                 f"{name}{options.suffix} samples seed {seed}",
                 lambda n=name, s=seed: (
-                    listened(work, n, s, pieces, distance, options.classifier) | {"system": n + options.suffix}
+                    listened(work, n, s, pieces, songs, distance, options.classifier) | {"system": n + options.suffix}
                 ),
                 lambda figures: f"Frechet distance {figures['frechet']:.2f}",
             )
@@ -84,7 +92,7 @@ def add_work_options(parser: argparse.ArgumentParser) -> None:
     """What the benchmarks that listen take."""
     defaults = Pieces()
     parser.add_argument("--work", type=Path, required=True, help="of `fastjukebox-train stack`")
-    parser.add_argument("--preset", choices=list(PRESETS), default="demo")
+    parser.add_argument("--songs", type=Path, help="audio that the work was made from [default: WORK/corpus]")
     parser.add_argument("--samples", type=int, default=defaults.samples, help="pieces for a seed")
     parser.add_argument("--audio-seconds", type=float, default=defaults.audio_seconds)
     parser.add_argument("--top-p", type=float, nargs="+", default=defaults.top_p, help="per level, the finest first")
@@ -93,8 +101,14 @@ def add_work_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classifier", type=Path, help="folder that `fastjukebox-train valence-train` wrote")
 
 
-def opened(options: argparse.Namespace) -> Work:
-    return Work(options.work, options.preset, device=torch.device(options.device))
+def opened(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Work:
+    """The work, of the preset and seed that it was made with."""
+    path = options.work / "preset.json"
+    if not path.exists():
+        parser.error(f"{options.work} is no work of `fastjukebox-train`: it has no {path.name}")
+    made_with = json.loads(path.read_text())
+    options.songs = options.songs or options.work / "corpus"
+    return Work(options.work, made_with["preset"], made_with["seed"], torch.device(options.device))
 
 
 def pieces_of(options: argparse.Namespace) -> Pieces:
@@ -107,10 +121,17 @@ def _bits(figures: dict[str, Any]) -> str:
 
 
 def listened(
-    work: Work, name: str, seed: int, pieces: Pieces, distance: Any, classifier: Path | None
+    work: Work,
+    name: str,
+    seed: int,
+    pieces: Pieces,
+    songs: Songs,
+    distance: Callable[[Sequence[Path]], frechet.Frechet],
+    classifier: Path | None,
 ) -> dict[str, Any]:
     """The pieces of one seed."""
-    files = sampled(work, name, seed, pieces)
+    files = sampled(work, name, seed, pieces, songs)
+    found = distance(files)
     figures: dict[str, Any] = {
         "system": name,
         "seed": seed,
@@ -119,9 +140,13 @@ def listened(
         "top_p": pieces.top_p,
         "decoded_level": pieces.level,
         "backend": pieces.backend,
-        "frechet": distance(files),
+        "frechet": found.distance,
+        "patches": found.patches[0],
+        "reference_patches": found.patches[1],
     }
-    if name not in CORPUS:
+    if name in CORPUS:
+        figures |= songs.figures
+    else:
         top = work.levels[0]
         figures |= evaluation.code_usage(codes(work, name, seed, pieces)[top], work.preset.config.vqvae.codebook_size)
         figures["levels"] = [level for level in work.levels if work.is_done(name, level)]

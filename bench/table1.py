@@ -14,7 +14,11 @@ the paper have three depths, so three rows for each decoder are all there is to 
 
 The parts: `decode`, `prefill` and `condition` (the conditioners) are timed inside the request, `vqvae` and `file` are
 the same work done once more apart. Where windows are computed at the same time, parts overlap, and their sum exceeds
-the total.
+the total: `us_per_step`, what decoding took per step, is then the time of all threads together, not that by the clock.
+
+Peak memory is that of one request: on a GPU what is allocated for it and its model, on a CPU all of a process of its
+own, which `--quick` leaves out. `--seconds`: no round but the first starts after so long, and none if that was not
+enough to load all models.
 """
 
 from __future__ import annotations
@@ -23,8 +27,10 @@ import argparse
 import dataclasses
 import gc
 import itertools
-import resource
+import json
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +39,52 @@ import torch
 from ..distill.presets import PRESETS
 from ..engine.config import JukeboxConfig
 from ..engine.decoder import choose_backend
-from .harness import Rows, add_options, append, circumstances, quantiles, rounds_of
+from .harness import CUT, Rows, add_options, append, circumstances, quantiles, rounds_of
+from .memory import alone, forget_peak, peak
 from .request_parts import PARTS, Stack
 
 # Speed-up over 72 layers on a Tesla P100 (Table 1), and the seconds of audio that were sampled there.
 PAPER = {72: 1.0, 24: 3.0, 18: 4.0}
 PAPER_SECONDS = 60.0
+
+
+def stack_of(options: argparse.Namespace, depth: int, backend: str, folder: Path) -> Stack:
+    """The stack of a depth, loaded, its files in `folder`."""
+    preset = PRESETS[options.sizes]
+    priors = (dataclasses.replace(p, depth=preset.depths.get(depth, depth)) for p in preset.config.priors)
+    config = JukeboxConfig(preset.config.vqvae, tuple(priors))
+    return Stack(config, folder / f"{depth} {backend}", options.device, backend, options.audio_seconds)
+
+
+def prepared(options: argparse.Namespace, depth: int, backend: str, folder: Path) -> tuple[Stack, int | None]:
+    """A stack that has answered a first request, and the bytes of memory that one takes at most."""
+    device = torch.device(options.device)
+    before = 0
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    stack = stack_of(options, depth, backend, folder)
+    stack.request()
+    if device.type == "cuda":
+        return stack, torch.cuda.max_memory_allocated(device) - before
+    if options.quick:
+        return stack, None
+    words = {key: str(getattr(options, key)) for key in ("sizes", "audio_seconds", "threads", "device")}
+    settings = (word for key, value in words.items() for word in (f"--{key.replace('_', '-')}", value))
+    return stack, alone("table1", *settings, "--alone", str(depth), backend)["peak_bytes"]
+
+
+def request_alone(options: argparse.Namespace, depth: int, backend: str) -> dict[str, int]:
+    """What a request takes in this process, in which nothing else has happened."""
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        stack = stack_of(options, depth, backend, Path(folder))
+        # Not what making up its weights took.
+        gc.collect()
+        forget_peak()
+        stack.request()
+    return {"peak_bytes": peak()}
 
 
 def figures(stack: Stack, rounds: int) -> dict[str, Any]:
@@ -58,28 +104,13 @@ def figures(stack: Stack, rounds: int) -> dict[str, Any]:
     }
 
 
-class PeakMemory:
-    """Bytes at most: on a GPU those allocated since this was made, on a CPU those of the process so far."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.before = device, 0
-        if device.type == "cuda":
-            gc.collect()
-            torch.cuda.reset_peak_memory_stats(device)
-            self.before = torch.cuda.memory_allocated(device)
-
-    def read(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) - self.before
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def say(f: dict[str, Any]) -> str:
     parts = ", ".join(f"{name} {f[f'{name}_s']['p50']:.2f}" for name in PARTS)
+    memory = f"  peak {f['system_peak_bytes'] / 1e6:.0f} MB" if "system_peak_bytes" in f else ""
     return (
         f"{f['backend']}  {f['speed_up']['p50']:.2f}x (paper {f['paper_speed_up']:.1f}x)  "
-        f"{f['us_per_step']['p50']:.0f} us per step  {f['real_time']['p50']:.3f} of real time  "
-        f"total {f['total_s']['p50']:.2f} s: {parts}  peak {f['peak_bytes'] / 1e6:.0f} MB  "
+        f"{1e6 * f['total_s']['p50'] / f['steps']:.0f} us per step, decoding {f['us_per_step']['p50']:.0f} us of all "
+        f"threads  {f['real_time']['p50']:.3f} of real time  total {f['total_s']['p50']:.2f} s: {parts}{memory}  "
         f"({f['windows']} of the {f['windows_of_60_s']} windows of 60 s, which would take "
         f"{f['extrapolated_60_s']['p50']:.1f} s)"
     )
@@ -91,44 +122,49 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--audio-seconds", type=float, default=4.0, help="length of the request")
     parser.add_argument("--full", action="store_true", help="the paper's 60 s")
     parser.add_argument("--backends", nargs="+", metavar="NAME", help="[default: auto, on a CPU auto-int8 too]")
-    add_options(parser)
+    parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
+    add_options(parser, rounds=3)
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
-    known = Rows("table1", options).known
-    sizes = options.sizes or ("paper" if device.type == "cuda" else "demo")
-    seconds = PAPER_SECONDS if options.full else options.audio_seconds
-    rounds = 1 if options.quick else min(options.rounds, 3)
-    preset = PRESETS[sizes]
-    backends = options.backends or (["auto"] if device.type == "cuda" else ["auto", "auto-int8"])
-    names = {}
-    for depth, backend in itertools.product((72, 24, 18), backends):
-        dtype = torch.float16 if device.type == "cuda" else torch.float32
-        int8 = ", int8 weights" if choose_backend(backend, device, dtype).int8 else ""
-        names[depth, backend] = f"{sizes} {depth} layers{int8}"
-    if known.issuperset(names.values()):
+    gpu = device.type == "cuda"
+    options.sizes = options.sizes or ("paper" if gpu else "demo")
+    options.audio_seconds = PAPER_SECONDS if options.full else options.audio_seconds
+    if options.alone:
+        print(json.dumps(request_alone(options, int(options.alone[0]), options.alone[1])))
+        return 0
+    rows = Rows("table1", options)
+    # Several names may mean one decoder.
+    asked = options.backends or (["auto"] if gpu else ["auto", "auto-int8"])
+    dtype = torch.float16 if gpu else torch.float32
+    backends = list(dict.fromkeys(choose_backend(name, device, dtype).name for name in asked))
+    names = {
+        (depth, backend): f"{options.sizes} {depth} layers, {backend}, {options.audio_seconds:g} s"
+        for backend, depth in itertools.product(backends, PAPER)
+    }
+    if rows.known.issuperset(names.values()):
         print("recorded before")
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        stacks: dict[tuple[int, str], Stack] = {}
-        memory = {}
-        # From the smallest on: the peak of a process only grows.
-        for depth, backend in itertools.product((18, 24, 72), reversed(backends)):
-            priors = (dataclasses.replace(p, depth=preset.depths.get(depth, depth)) for p in preset.config.priors)
-            config = JukeboxConfig(preset.config.vqvae, tuple(priors))
-            peak = PeakMemory(device)
-            stack = Stack(config, Path(folder) / f"{depth} {backend}", options.device, backend, seconds)
-            stack.request()
-            stacks[depth, backend], memory[depth, backend] = stack, peak.read()
-        rounds_of({" ".join(map(str, key)): stack.request for key, stack in stacks.items()}, device, rounds, warm=True)
-    totals = {key: [spent.total for spent in stack.requests[-rounds:]] for key, stack in stacks.items()}
-    for backend, depth in itertools.product(backends, (72, 24, 18)):
-        key = depth, backend
-        found = figures(stacks[key], rounds)
-        speed_up = quantiles([slow / fast for slow, fast in zip(totals[72, backend], totals[key], strict=True)])
-        record = {"bench": "table1", "row": names[key], "depth": depth, "sizes": sizes}
-        record |= {"audio_seconds": seconds, "rounds": rounds, "peak_bytes": memory[key]}
-        record |= {"speed_up": speed_up, "paper_speed_up": PAPER[depth], **found}
-        print(f"{names[key]:32} {say(record)}")
+        stacks: dict[str, Stack] = {}
+        memory: dict[str, int | None] = {}
+        for (depth, backend), name in names.items():
+            if time.monotonic() > rows.deadline:
+                print("no time left")
+                return CUT
+            stacks[name], memory[name] = prepared(options, depth, backend, Path(folder))
+        runs: dict[str, Callable[[], object]] = {name: stack.request for name, stack in stacks.items()}
+        # A round is a whole request of each.
+        times = rounds_of(runs, device, 1 if options.quick else options.rounds, warm=True, deadline=rows.deadline)
+    rounds = len(times[next(iter(names.values()))])
+    totals = {name: [spent.total for spent in stack.requests[-rounds:]] for name, stack in stacks.items()}
+    for (depth, backend), name in names.items():
+        slowest = totals[names[72, backend]]
+        record = {"bench": "table1", "row": name, "depth": depth, "sizes": options.sizes}
+        record |= {"audio_seconds": options.audio_seconds, "rounds": rounds}
+        record |= {} if memory[name] is None else {"system_peak_bytes": memory[name]}
+        record |= {"speed_up": quantiles([slow / fast for slow, fast in zip(slowest, totals[name], strict=True)])}
+        record |= {"paper_speed_up": PAPER[depth], **figures(stacks[name], rounds), **rows.made}
+        print(f"{name:32} {say(record)}")
         if options.json:
             append(options.json, record | circumstances(device))
     return 0

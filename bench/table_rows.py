@@ -1,28 +1,18 @@
-"""One function per table: records, one per row, to cells. `tables.py` chooses the records.
+"""One function per table of speed: records, one per row, to cells. `tables.py` chooses the records.
 
-Cells are p50 (p20, p80). Nothing is computed but sums over levels, and means over seeds with their standard deviation.
-Without records a table has its title and header.
+Cells are p50 (p20, p80). Hardly anything is computed: the time of a request over its steps; means over seeds with their
+standard deviation. Without records a table has its title and header.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from statistics import mean
 from typing import Any
 
-from ..distill.systems import SYSTEMS
-from .cells import NONE, Record, Table, cell, listed, middle, over_seeds, table_of
+from .cells import NONE, Record, Table, cell, listed, middle, table_of
+from .peers import commands
+from .step_bytes import PARTS
 
-CLASSES = ("AP", "DP", "AU", "DU")
-# Fast Jukebox, Table 2: mean class scores in the order of CLASSES; its classifier's PR-AUC and ROC-AUC.
-PAPER_TABLE_2 = {
-    "corpus": (0.7354, 0.0743, 0.0973, 0.0989),
-    "teacher-72": (0.3058, 0.1985, 0.3375, 0.1143),
-    "plain-18": (0.2109, 0.2647, 0.4162, 0.0814),
-    "student-18": (0.3444, 0.2165, 0.2476, 0.1292),
-}
-PAPER_CLASSIFIER = "0.505, 0.754"
 _PEERS = {
     "transformers": "`transformers`",
     "growing-cache": "plain PyTorch, growing cache",
@@ -52,23 +42,24 @@ def _decoder(record: Record) -> str:
 
 
 def peers(records: list[Record]) -> Table:
-    rows, command = [], "python bench peers"
+    rows, windows = [], set()
     for r in sorted(records, key=_shape):
-        size = f"{_size(r)}, batch {r['batch']}, {r['threads']} threads"
+        threads = f", {r['threads']} threads" if r.get("threads") else ""
+        size = f"{_size(r)}, batch {r['batch']}{threads}"
+        mark = "~" if r.get("extrapolated") else ""
+        if mark:
+            windows.add(f"{r['window_steps']} of {-(-r['context'] // 2):,} steps")
         for name in (key[:-3] for key in r if key.endswith("_ms") and not key.endswith("_window_ms")):
-            times = cell(r[f"{name}_ms"]), cell(r.get(f"{name}_window_ms"))
+            window = cell(r.get(f"{name}_window_ms"))
+            times = cell(r[f"{name}_ms"]), window if window == NONE else mark + window
             ratios = r.get(f"{name}_speedup"), r.get(f"{name}_over_growing-cache")
             over = ("1" if name == peer else cell(q, unit="x") for peer, q in zip(_PEERS, ratios, strict=False))
             rows.append((size, _PEERS.get(name, f"ours, {name}"), *times, *over))
-    if records:
-        latest = max(records, key=lambda r: r.get("time", ""))
-        words = {key: " ".join(listed(records, key)) for key in ("threads", "batch")}
-        window = f" --window {latest['window_steps']}" if "window_steps" in latest else ""
-        command += f" --batch {words['batch']} --rounds {latest['rounds']} --threads {words['threads']}{window}"
-        command += f" --backends {' '.join(latest['backends'])}"
+    said = [" and ".join(f"`{command}`" for command in commands(sorted(records, key=_shape)))]
+    said += [f"~: extrapolated from {steps}, in at most 5 rounds" for steps in sorted(windows)]
     header = ["layers x width", "decoder", "ms per step", "ms per window"]
     header += ["against `transformers`", "against the growing cache"]
-    return table_of("peers", "Time per step against `transformers` 4.57.6", header, rows, f"`{command}`")
+    return table_of("peers", "Time per step against `transformers` 4.57.6", header, rows, "; ".join(said))
 
 
 def decode(records: list[Record]) -> Table:
@@ -102,41 +93,56 @@ def int8(records: list[Record]) -> Table:
 
 
 def table1(records: list[Record]) -> Table:
-    kinds = {(r["sizes"], r["audio_seconds"]) for r in records}
-    rows = []
+    several = len({r["sizes"] for r in records}) > 1
+    rows, requests = [], dict[tuple[Any, ...], list[Record]]()
     for r in sorted(records, key=lambda r: (r["sizes"], r["audio_seconds"], r["backend"], -r["depth"])):
-        layers = f"{r['depth']}" if len(kinds) == 1 else f"{r['depth']} ({r['sizes']}, {r['audio_seconds']:g} s)"
-        layers += f", {r['backend']}"
+        system = f"{r['depth']}, {r['backend']}" + (f", {r['sizes']}" if several else "")
         speed_up = (cell(r["speed_up"], unit="x"), f"{r['paper_speed_up']:.1f}x") if r["depth"] != 72 else ("1", "1")
-        parts = (f"{r[f'{part}_s']['p50']:.2f} s" for part in ("decode", "prefill", "condition", "vqvae"))
-        rows.append((layers, *speed_up, cell(r["real_time"]), *parts))
-    said = " and ".join(f"`python bench table1 --sizes {s} --audio-seconds {a:g}`" for s, a in sorted(kinds))
-    counted = (
-        "a whole request with random weights; speed-ups within rounds, parts overlap. The paper has 60 s on a P100"
+        request = NONE
+        if "total_s" in r:
+            request = cell({quantile: 1e6 * value / r["steps"] for quantile, value in r["total_s"].items()})
+        parts = ((r.get(f"{part}_s") or {}).get("p50") for part in ("decode", "prefill", "condition", "vqvae", "file"))
+        sampled = f"{r['windows']:,} of {r['windows_of_60_s']:,}" if "windows_of_60_s" in r else NONE
+        memory = NONE if r.get("system_peak_bytes") is None else f"{r['system_peak_bytes'] / 1e6:,.0f}"
+        rows.append((system, f"{r['audio_seconds']:g} s", *speed_up, cell(r["real_time"]), request))
+        rows[-1] += (cell(r.get("us_per_step")), *(NONE if part is None else f"{part:.2f} s" for part in parts))
+        rows[-1] += (memory, sampled, cell(r.get("extrapolated_60_s"), unit=" s"))
+        requests.setdefault((r["sizes"], r["audio_seconds"], r.get("rounds")), []).append(r)
+    said = []
+    for (sizes, seconds, rounds), found in requests.items():
+        options = f"--sizes {sizes} --audio-seconds {seconds:g}" + (f" --rounds {rounds}" if rounds else "")
+        said.append(f"`python bench table1 {options} --backends {' '.join(listed(found, 'backend'))}`")
+    note = (
+        f"{' and '.join(said)}: a whole request with random weights; speed-ups within rounds. Decoding and other parts "
     )
-    header = (
-        "layers, decoder",
-        "speed-up",
-        "the paper's",
-        "of real time",
-        "decoding",
-        "prompts",
-        "conditions",
-        "VQ-VAE",
-    )
-    return table_of("table1", "Table 1 of the paper, end to end", header, rows, f"{said}: {counted}")
+    note += "are the time of all threads together and may add up to more than the request's. What 60 s would take is "
+    note += "extrapolated from the windows that were sampled. The paper has 60 s on a P100"
+    header = ["layers, decoder", "audio", "speed-up", "the paper's", "of real time", "us per step, all in all"]
+    header += ["us of decoding per step", "decoding", "prompts", "conditions", "VQ-VAE", "file", "peak MB"]
+    header += ["windows of 60 s", "60 s would take"]
+    return table_of("table1", "Table 1 of the paper, end to end", header, rows, note)
 
 
 def roofline(records: list[Record]) -> Table:
     rows = []
     for r in sorted(records, key=lambda r: (_shape(r), r["row"])):
+        parts = [r["bytes"].get(part, 0) / 1e6 for part in PARTS] if r.get("bytes") else []
         rows.append((_size(r), _decoder(r), _weights(r), str(r["batch"]), f"{r['bytes_per_step'] / 1e6:.1f}"))
-        rows[-1] += tuple(cell(r[key]) for key in ("read_gb_per_s", "floor_us", "us_per_step"))
+        rows[-1] += (" / ".join(f"{part:.2f}" for part in parts) or NONE,)
+        rows[-1] += tuple(cell(r.get(key)) for key in ("read_gb_per_s", "copy_gb_per_s", "floor_us", "us_per_step"))
         rows[-1] += (cell(r["percent"], "{:.0f}".format, " %"),)
-    header = ("layers x width", "decoder", "weights", "batch", "MB per step", "read GB/s", "floor us", "us per step")
-    counted = "the floor is the bytes of a step over the bandwidth of a plain read in the same rounds"
-    note = f"`python bench roofline`: {counted}"
-    return table_of("roofline", "Decoding against the memory's bandwidth", (*header, "floor / measured"), rows, note)
+    header = (
+        "layers x width",
+        "decoder",
+        "weights",
+        "batch",
+        "MB per step",
+        f"MB of {' / '.join(PARTS)}".replace("_", " and "),
+    )
+    header += ("read GB/s", "copy GB/s", "floor us", "us per step", "floor / measured")
+    note = "`python bench roofline`: the floor is the bytes of a step over the bandwidth of a plain read in the same "
+    note += "rounds; of a copy, what is read and what is written both count"
+    return table_of("roofline", "Decoding against the memory's bandwidth", header, rows, note)
 
 
 def what_if(records: list[Record]) -> Table:
@@ -168,80 +174,3 @@ def scaling(records: list[Record]) -> Table:
         rows,
         "`python bench scaling`; the base point is timed in the same rounds",
     )
-
-
-def _by_system(records: list[Record]) -> list[tuple[str, list[Record]]]:
-    known = ("corpus", "codes", *SYSTEMS)
-    others = sorted({r["system"] for r in records if r.get("system") and r["system"] not in known})
-    named = {name: [r for r in records if r.get("system") == name] for name in (*known, *others)}
-    return [(name, found) for name, found in named.items() if found]
-
-
-WORDS = {"corpus": "held-out songs", "codes": "held-out songs, from their codes"}
-
-
-def systems(records: list[Record]) -> Table:
-    measured = [r for r in records if "bits" in r]
-    levels = sorted({r["level"] for r in measured}, reverse=True)
-    rows = []
-    for name, found in _by_system(records):
-        of = {r["level"]: r for r in found if "bits" in r}
-        cells = [WORDS.get(name, name), f"{sum(r['parameters'] for r in of.values()) / 1e6:.1f}" if of else NONE]
-        for key, form in (("steps", "d"), ("bits", ".2f"), ("kl", ".2f"), ("acceptance", ".2f")):
-            values = [of.get(level, {}).get(key) for level in levels]
-            told = " / ".join(NONE if value is None else format(value, form) for value in values)
-            cells.append(told if any(value is not None for value in values) else NONE)
-        cells.append(over_seeds([r["frechet"] for r in found if "frechet" in r], ".1f"))
-        moods = [r["valence"] for r in found if "valence" in r]
-        cells.append(" / ".join(f"{mean(mood[c] for mood in moods):.2f}" for c in CLASSES) if moods else NONE)
-        rows.append(cells)
-    header = (
-        "M parameters",
-        "steps",
-        "bits per code",
-        "KL to the teacher",
-        "acceptance",
-        "Fréchet",
-        " / ".join(CLASSES),
-    )
-    counted = (
-        f"levels {' / '.join(map(str, levels))}; bits, KL and acceptance on held-out songs; Fréchet distance"
-        f"{' and mood' if any('valence' in r for r in records) else ''} of samples, mean ± deviation over seeds"
-    )
-    samples = [r for r in records if "frechet" in r]
-    command = "python bench systems --work WORK"
-    fields = (("seeds", "seed"), ("samples", "samples"), ("audio-seconds", "audio_seconds"), ("level", "decoded_level"))
-    for option, key in fields:
-        if values := listed(samples, key):
-            command += f" --{option} {' '.join(values)}"
-    return table_of("systems", "The seven systems", ("system", *header), rows, f"`{command}`: {counted}")
-
-
-def table2(records: list[Record]) -> Table:
-    rows = []
-    for name, found in _by_system(records):
-        scores = (over_seeds([r["valence"][c] for r in found]) for c in CLASSES)
-        paper = " / ".join(f"{value:.3f}" for value in PAPER_TABLE_2[name]) if name in PAPER_TABLE_2 else NONE
-        rows.append((WORDS.get(name, name), str(sum(r["samples"] for r in found)), *scores, paper))
-    said = [f"`python bench table2`: mean class scores over samples; the paper's are {' / '.join(CLASSES)}"]
-    kinds = {(r["audio_seconds"], r["decoded_level"]) for r in records if "decoded_level" in r}
-    said += [f"pieces of {seconds:g} s, decoded from their codes of level {level}" for seconds, level in sorted(kinds)]
-    for r in (r for r in records if "pr_auc" in r):
-        ours = f"PR-AUC {r['pr_auc']:.3f}, ROC-AUC {r['roc_auc']:.3f}"
-        said.append(f"the classifier on {r['held_out_songs']} held-out songs: {ours} (the paper's {PAPER_CLASSIFIER})")
-    header = ("system", "samples", *CLASSES, "the paper's")
-    return table_of("table2", "Table 2 of the paper, the mood that samples convey", header, rows, "; ".join(said))
-
-
-# Each table's result file on a CPU.
-BUILD: dict[str, tuple[str, Callable[[list[Record]], Table]]] = {
-    "peers": ("peers", peers),
-    "decode": ("decode-cpu", decode),
-    "int8": ("int8", int8),
-    "table1": ("table1-cpu", table1),
-    "roofline": ("roofline-cpu", roofline),
-    "what-if": ("roofline-cpu", what_if),
-    "scaling": ("scaling-cpu", scaling),
-    "systems": ("systems", systems),
-    "table2": ("table2", table2),
-}

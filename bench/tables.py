@@ -1,24 +1,42 @@
 """Result files as tables, for the README and the report.
 
-A table shows the newest record of each row, all of one device: that of the newest record. `table_rows.py` has
-their columns.
+A table shows the newest record of each row, all of one device: that of the newest record. Figures of a GPU whose tests
+have not passed with the same sources are left out, and the note says so. `table_rows.py`, `kernel_rows.py` and
+`quality_rows.py` have the columns.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from . import kernel_rows, quality_rows, table_rows
 from .cells import Record, Table, listed
-from .harness import read
-from .table_rows import BUILD
+from .harness import QUICK_ROUNDS, read
+from .identity import identity
 
-__all__ = ["NOT_YET", "Record", "Table", "age", "markdown", "newest", "tables"]
 NOT_YET = "not yet measured"
+# Each table's result file on a CPU.
+BUILD: dict[str, tuple[str, Callable[[list[Record]], Table]]] = {
+    "peers": ("peers", table_rows.peers),
+    "decode": ("decode-cpu", table_rows.decode),
+    "int8": ("int8", table_rows.int8),
+    "table1": ("table1-cpu", table_rows.table1),
+    "roofline": ("roofline-cpu", table_rows.roofline),
+    "what-if": ("roofline-cpu", table_rows.what_if),
+    "scaling": ("scaling-cpu", table_rows.scaling),
+    "systems": ("systems", quality_rows.systems),
+    "table2": ("table2", quality_rows.table2),
+    "prefill": ("prefill-cpu", kernel_rows.prefill),
+    "attention": ("attention-cpu", kernel_rows.attention),
+    "ops": ("ops-cpu", kernel_rows.ops),
+    "exchanges": ("exchanges-cpu", kernel_rows.exchanges),
+}
 
 
 def age(record: Record) -> tuple[str, str]:
@@ -26,16 +44,28 @@ def age(record: Record) -> tuple[str, str]:
     return record.get("time", ""), json.dumps(record, sort_keys=True)
 
 
-def _row(record: Record) -> tuple[Any, ...]:
-    # Of peers what was measured last counts, windows or not; samples of several seeds share a row.
-    sizes = ("depth", "width", "batch", "dtype", "threads")
-    keys = sizes if record.get("bench") == "peers" else ("row", "seed")
-    return tuple(record.get(key) for key in keys)
+def _row(record: Record) -> Any:
+    # Of peers what was measured last counts, whatever the windows.
+    if record.get("bench") == "peers" and "depth" in record:
+        return tuple(record.get(key) for key in ("depth", "width", "batch", "dtype", "threads"))
+    return identity(record)
 
 
 def newest(records: Iterable[Record], key: Callable[[Record], Any] = _row) -> list[Record]:
     """The newest record of each row, or of each `key`."""
     return list({key(record): record for record in sorted(records, key=age)}.values())
+
+
+def untested(records: Iterable[Record]) -> set[str]:
+    """The sources with which the tests on a GPU were run last and did not pass."""
+    tests = (r for r in records if (r.get("bench"), r.get("row")) == ("gpu", "tests"))
+    return {r["sources"] for r in newest(tests, lambda r: r.get("sources")) if r.get("status") != "passed"}
+
+
+def is_quick(record: Record) -> bool:
+    """Whether it was timed with `--quick`. Some older records do not say so; they have its rounds."""
+    guessed = record.get("bench") in ("roofline", "scaling") and record.get("rounds", math.inf) <= QUICK_ROUNDS
+    return record.get("quick", guessed) and not record.get("estimated")
 
 
 def _device(record: Record) -> tuple[Any, ...]:
@@ -56,6 +86,9 @@ def _made(records: list[Record]) -> str:
         # Computed, on whatever machine.
         said, words = ["Computed"], {"commit": "commit {}"}
     said += [form.format("/".join(values)) for key, form in words.items() if (values := listed(records, key))]
+    if quick := sum(map(is_quick, records)):
+        of = "all" if quick == len(records) else f"{quick} of {len(records)}"
+        said.append(f"{of} rows with `--quick`, for orientation")
     return ", ".join("1 thread" if text == "1 threads" else text for text in said)
 
 
@@ -68,20 +101,25 @@ def tables(results: Path, device: str = "cpu") -> dict[str, Table]:
     found = {}
     for name, (file, build) in BUILD.items():
         stem = file if device == "cpu" else device
-        known = [r for ending in ("jsonl", "json") for r in read(results / f"{stem}.{ending}")]
-        known = [
-            r for r in known if r.get("bench") == file.removesuffix("-cpu") and ("card" in r) == (name == "what-if")
-        ]
+        records = [r for ending in ("jsonl", "json") for r in read(results / f"{stem}.{ending}")]
+        bench = file.removesuffix("-cpu")
+        known = [r for r in records if r.get("bench") == bench and ("card" in r) == (name == "what-if")]
         here = _device(max(known, key=age)) if known else None
         rows = newest(r for r in known if _device(r) == here)
-        shown = [r for r in rows if "error" not in r and "missing" not in r]
+        measured = [r for r in rows if "error" not in r and "missing" not in r]
+        failing = untested(records)
+        withheld = [r for r in measured if r.get("sources") in failing]
+        shown = [r for r in measured if r not in withheld]
         table = build(shown)
-        note = f"{table.note}. {_made(shown)}." if table.rows else NOT_YET
+        said = [table.note, _made(shown)] if table.rows else [NOT_YET]
         if failed := sorted(r["row"] for r in rows if "error" in r):
-            note += f" Failed: {', '.join(failed)}."
+            said.append(f"Failed: {', '.join(failed)}")
+        if withheld:
+            sources = ", ".join(sorted({r["sources"] for r in withheld}))
+            said.append(f"Not shown: {len(withheld)} rows of sources {sources}, whose tests have not passed")
         if others := sorted({str(r.get("device")) for r in known if _device(r) != here}):
-            note += f" The file also has rows of {', '.join(others)}."
-        found[name] = dataclasses.replace(table, note=note)
+            said.append(f"The file also has rows of {', '.join(others)}")
+        found[name] = dataclasses.replace(table, note=NOT_YET if said == [NOT_YET] else ". ".join(said) + ".")
     return found
 
 

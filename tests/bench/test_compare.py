@@ -95,6 +95,27 @@ def test_the_newest_record_counts_and_peers_have_their_settings_for_a_name():
     assert [(c.old, c.new, c.verdict) for c in found] == [(1.0, 2.0, "slower")]
 
 
+def test_peers_are_paired_by_their_settings_with_a_row_or_without():
+    old = {"bench": "peers", "backends": ["native"], "depth": 72, "width": 128, "batch": 4, "rounds": 7, "steps": 10}
+    old |= {**HERE, "native_ms": q(1.0, 0.01)}
+    new = old | {"row": "72x128 batch 4, 2 threads, windows by 64 steps", "rounds": 5, "window_steps": 64}
+    found = compare.report([old], [new | {"native_ms": q(2.0, 0.01)}, new | {"batch": 16, "native_ms": q(9.0, 0.01)}])[
+        1
+    ]
+    assert [(c.old, c.new, c.verdict) for c in found] == [(1.0, 2.0, "slower")]
+
+
+def test_requests_of_other_lengths_and_decoders_are_not_paired():
+    short = {"bench": "table1", "row": "demo 18 layers", "depth": 18, "sizes": "demo", "backend": "native", **HERE}
+    short |= {"audio_seconds": 4.0, "total_s": q(4.0, 0.01)}
+    others = [short | {"audio_seconds": 8.0, "time": "2027"}, short | {"backend": "eager", "time": "2028"}]
+    with pytest.raises(ValueError, match="no row is in both"):
+        compare.report([short], others)
+    renamed = short | {"row": "demo 18 layers, native, 4 s", "total_s": q(2.0, 0.01)}
+    found = compare.report([short], [renamed, *others])[1]
+    assert [(c.old, c.new, c.verdict) for c in found] == [(4.0, 2.0, "faster")]
+
+
 def test_other_circumstances_are_told_once():
     old = random_records(1)
     new = [{**r, "torch": "2.1", "threads": 1} for r in old]

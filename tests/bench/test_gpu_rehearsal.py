@@ -1,5 +1,6 @@
 """`make gpu` in small, on a CPU: its flow, how it resumes, what a failing stage leaves, and the scripts it calls."""
 
+import argparse
 import subprocess
 import sys
 import time
@@ -54,6 +55,18 @@ def test_a_stage_that_takes_too_long_is_ended_with_its_children(tmp_path):
     status = gpu.run([sys.executable, "-c", "print('so far'); raise SystemExit(75)"], tmp_path / "log", 60, {})
     assert status == harness.CUT
     assert (tmp_path / "log").read_text() == "so far\n"
+
+
+def test_a_stage_that_is_run_again_leaves_out_rows_that_failed(tmp_path, monkeypatch):
+    def failing(command, log, limit, environment):
+        commands.append(command)
+        log.write_text("")
+
+    commands = []
+    monkeypatch.setattr(gpu, "run", failing)
+    options = argparse.Namespace(logs=tmp_path, rehearse=True)
+    assert gpu.run_stage(script("decode", "decode"), options, tmp_path / "r.json", 60)["status"] == "cut"
+    assert {"--resume", "--no-retry"} <= set(commands[0])
 
 
 def test_failed_tests_are_counted_and_named(tmp_path):

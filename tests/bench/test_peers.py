@@ -113,6 +113,37 @@ def test_a_window_that_is_timed_whole_is_not_extrapolated(tmp_path):
     assert (record["window_steps"], record["extrapolated"]) == (128, False)
 
 
+def test_a_comparison_that_fails_says_what_it_was_of(tmp_path, monkeypatch):
+    path = tmp_path / "p.jsonl"
+    monkeypatch.setattr(peers.Comparison, "steps", lambda *_: 1 / 0)
+    assert peers.main([*SMALL, "--batch", "4", "--json", str(path)]) == 1
+    (record,) = harness.read(path)
+    assert "ZeroDivisionError" in record["error"]
+    assert [record[key] for key in ("depth", "width", "batch", "threads", "context")] == [3, 32, 4, 1, 256]
+
+
+def test_quick_is_three_rounds_of_the_first_batch(tmp_path):
+    path = tmp_path / "p.jsonl"
+    words = [*SMALL, "--rounds", "5", "--threads", "2", "1", "--batch", "2", "4", "--quick", "--json", str(path)]
+    assert peers.main(words) == 0
+    (record,) = harness.read(path)
+    assert [record[key] for key in ("rounds", "threads", "batch", "quick")] == [3, 1, 2, True]
+
+
+def test_commands_measure_what_the_records_say(tmp_path):
+    path = tmp_path / "p.jsonl"
+    assert peers.main([*SMALL, "--batch", "1", "4", "--json", str(path)]) == 0
+    assert peers.main([*SMALL, "--batch", "2", "--window", "64", "--json", str(path)]) == 0
+    records = harness.read(path)
+    commands = peers.commands(records)
+    assert len(commands) == 2 and "--batch 1 4 " in commands[0] and "--window 64 " in commands[1]
+    for command, found in zip(commands, (records[:2], records[2:])):
+        args = peers.parser().parse_args(command.split()[3:])
+        assert args.batch == [r["batch"] for r in found] and args.threads == [1]
+        for key in ("depth", "width", "heads", "context", "rows", "rounds", "steps", "values", "peers", "backends"):
+            assert getattr(args, key) == found[0][key]
+
+
 def test_transformers_is_compared_at_any_batch(tmp_path):
     pytest.importorskip("transformers.models.deprecated.jukebox.modeling_jukebox", reason="needs transformers 4.57.6")
     path = tmp_path / "p.jsonl"

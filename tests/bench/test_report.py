@@ -101,8 +101,8 @@ def test_what_is_missing_says_so(page, tmp_path):
     assert "teacher-72 upsampled top level alone" in words
     nothing = " ".join("".join(Page(report.render({}, tmp_path)).words).split())
     assert nothing.count("Figures: not yet measured") == 2 and "Measured on" not in nothing
-    # Seven systems, two kinds of figures, nine tables.
-    assert nothing.count("not yet measured") == 7 + 2 + 9
+    # Seven systems, two kinds of figures, thirteen tables.
+    assert nothing.count("not yet measured") == 7 + 2 + 13
 
 
 def test_the_same_results_give_the_same_page_with_the_newest_record_of_a_row(results, page):
@@ -116,6 +116,23 @@ def test_a_gpu_has_tables_of_its_own(results):
     assert len(found["int8-Some-GPU"].rows) == 1 and found["int8-Some-GPU"].title.endswith(": Some-GPU")
     assert [section.title for section in report.sections(found, results)][-1] == "Other devices"
     assert report.devices(results) == ["Some CPU", "Some GPU"]
+
+
+def test_a_gpu_whose_tests_have_failed_has_no_figures(results, tmp_path):
+    shutil.copytree(results, tmp_path / "results")
+    tests = {"bench": "gpu", "row": "tests", "status": "failed", "sources": "abc", "device": "Some GPU"}
+    step = json.loads((results / "roofline-cpu.jsonl").read_text())
+    barrier = {"bench": "exchanges", "row": "grid barrier", "us_per_exchange": spread(1.0)}
+    made = {"sources": "abc", "device": "Some GPU"}
+    write(tmp_path / "results" / "Some-GPU.json", tests, step | made, barrier | made)
+    found = report.all_tables(tmp_path / "results")
+    assert found["exchanges-Some-GPU"].rows == () and "Not shown" in found["exchanges-Some-GPU"].note
+    words = " ".join("".join(Page(report.render(found, tmp_path / "results")).words).split())
+    assert "not yet measured. Not shown: 1 rows of sources abc, whose tests have not passed." in words
+    assert len(report.roofline_pictures(tmp_path / "results")) == 1
+    write(tmp_path / "results" / "Some-GPU.json", tests | {"status": "passed"}, step | made, barrier | made)
+    assert report.all_tables(tmp_path / "results")["exchanges-Some-GPU"].rows[0][0] == "grid barrier"
+    assert len(report.roofline_pictures(tmp_path / "results")) == 2
 
 
 def test_cells_are_escaped_and_numbers_stand_right(tmp_path):

@@ -29,6 +29,10 @@ def test_the_defaults_hold_the_base_point_and_make_models():
                 assert config.attn_width % config.heads == 0 and config.num_rows % 2 == 0
 
 
+def test_batches_go_up_to_64_on_every_machine():
+    assert all(values["batch"][-1] == 64 for values in scaling.VALUES.values())
+
+
 def test_rows_are_paired_with_the_base_point(tmp_path):
     path = tmp_path / "s.jsonl"
     words = [*SMALL, "--decoder", "eager", "--json", str(path)]

@@ -1,10 +1,22 @@
 """Table 1 in small: three depths, parts that add up, speed-ups within rounds."""
 
+import argparse
+
 import pytest
-from fastjukebox.bench import harness, request_parts, table1
+import torch
+from fastjukebox.bench import harness, memory, request_parts, table1
 from fastjukebox.kernels import native
 
+TINY = ["--sizes", "tiny", "--threads", "1", "--device", "cpu"]
 
+
+@pytest.fixture
+def _no_processes(monkeypatch):
+    """Memory that takes no time to measure."""
+    monkeypatch.setattr(table1, "alone", lambda *words: {"peak_bytes": 1})
+
+
+@pytest.mark.usefixtures("_no_processes")
 def test_rows_of_three_depths(tmp_path, capsys):
     path = tmp_path / "t.jsonl"
     words = ["--sizes", "tiny", "--audio-seconds", "0.05", "--rounds", "2", "--threads", "1", "--device", "cpu"]
@@ -17,6 +29,7 @@ def test_rows_of_three_depths(tmp_path, capsys):
         assert row["steps"] == rows[0]["steps"] > 0 and row["audio_seconds"] == 0.05 and row["device"]
         parts = sum(row[f"{part}_s"]["p50"] for part in table1.PARTS)
         assert abs(parts - row["total_s"]["p50"]) < 0.5 * row["total_s"]["p50"]
+        assert row["system_peak_bytes"] == 1 and "peak_bytes" not in row
         # The same length again is the same time; fifteen times as much is about fifteen times.
         assert row["windows"] <= row["windows_of_60_s"]
         assert row["extrapolated_60_s"]["p50"] > 10 * row["total_s"]["p50"]
@@ -31,6 +44,7 @@ def test_a_request_as_long_as_itself_takes_as_long():
     assert abs(spent.extrapolated({0: (7, 200)}, 2.0) - (1.2 + 4.0 + 1.2 + 0.8 * 7 / 4) / 2) < 1e-9
 
 
+@pytest.mark.usefixtures("_no_processes")
 @pytest.mark.skipif(native.missing() is not None, reason=f"native decoder: {native.missing()}")
 def test_windows_that_overlap_are_counted_once(tmp_path):
     path = tmp_path / "t.jsonl"
@@ -39,3 +53,42 @@ def test_windows_that_overlap_are_counted_once(tmp_path):
     native, eager = (row for row in harness.read(path) if row["depth"] == 18)
     assert [native[count] for count in ("steps", "windows")] == [eager[count] for count in ("steps", "windows")]
     assert all(native[f"{part}_s"]["p50"] > 0 for part in table1.PARTS)
+
+
+@pytest.mark.usefixtures("_no_processes")
+def test_rows_are_of_a_decoder_and_a_length(tmp_path, capsys):
+    path = tmp_path / "t.jsonl"
+    # Twice the same decoder: measured once.
+    words = [*TINY, "--backends", "auto", "auto", "--rounds", "1", "--json", str(path), "--resume"]
+    for seconds in ("0.04", "0.05", "0.04"):
+        assert table1.main([*words, "--audio-seconds", seconds]) == 0
+    assert "recorded before" in capsys.readouterr().out
+    rows = harness.read(path)
+    backend = rows[0]["backend"]
+    expected = [f"tiny {depth} layers, {backend}, {seconds} s" for seconds in (0.04, 0.05) for depth in (72, 24, 18)]
+    assert [row["row"] for row in rows] == expected
+
+
+@pytest.mark.usefixtures("_no_processes")
+def test_rounds_and_seconds_are_those_asked_for(tmp_path):
+    path = tmp_path / "t.jsonl"
+    words = [*TINY, "--backends", "auto", "--audio-seconds", "0.04", "--json", str(path)]
+    assert table1.main([*words, "--rounds", "4"]) == 0
+    assert {row["rounds"] for row in harness.read(path)} == {4}
+    assert table1.main([*words, "--seconds", "-1"]) == harness.CUT
+    assert len(harness.read(path)) == 3
+
+
+def test_quick_is_one_round_and_says_so(tmp_path):
+    path = tmp_path / "t.jsonl"
+    assert table1.main([*TINY, "--backends", "auto", "--audio-seconds", "0.04", "--quick", "--json", str(path)]) == 0
+    for row in harness.read(path):
+        assert (row["rounds"], row["quick"]) == (1, True) and "system_peak_bytes" not in row
+
+
+def test_memory_is_that_of_a_process_of_its_own(tmp_path):
+    ballast = torch.ones(125_000_000)
+    options = argparse.Namespace(sizes="tiny", audio_seconds=0.04, threads=1, device="cpu", quick=False)
+    _, found = table1.prepared(options, 18, "auto", tmp_path)
+    # Of PyTorch and the model, but not of what this process holds.
+    assert 50e6 < found < memory.peak() - ballast.nbytes / 2

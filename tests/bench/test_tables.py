@@ -8,6 +8,7 @@ from fastjukebox.bench.tables import NOT_YET, Table, markdown, tables
 from fastjukebox.distill.systems import SYSTEMS
 
 NAMES = ["peers", "decode", "int8", "table1", "roofline", "what-if", "scaling", "systems", "table2"]
+NAMES += ["prefill", "attention", "ops", "exchanges"]
 HERE = {"device": "A CPU", "cores": 2, "threads": 2, "torch": "2.0", "commit": "abc"}
 
 
@@ -82,6 +83,27 @@ def test_a_newest_row_that_failed_is_told_and_not_shown(tmp_path):
     assert "Failed: 18x128 native fp32 batch 1." in table.note
 
 
+def test_a_gpus_figures_are_shown_only_if_its_tests_have_passed(tmp_path):
+    def tested(minute, status, sources):
+        return at(minute, bench="gpu", row="tests", status=status, sources=sources, device="A GPU", cores=None)
+
+    def here(minute, depth, sources):
+        return decoded(minute, depth, 10.0, device="A GPU", cores=None, threads=None, sources=sources)
+
+    records = [here(1, 18, "old"), tested(2, "passed", "old"), here(3, 24, "new"), tested(4, "failed", "new")]
+    write(tmp_path / "A-GPU.json", records)
+    table = tables(tmp_path, "A-GPU")["decode"]
+    assert [row[0] for row in table.rows] == ["18 x 128"]
+    assert "Not shown: 1 rows of sources new, whose tests have not passed." in table.note
+    # The last run of the tests decides; figures of untested sources are what they are.
+    for status, depths in (("cut", ["18 x 128"]), ("passed", ["18 x 128", "24 x 128"])):
+        write(tmp_path / "A-GPU.json", [*records, tested(5, status, "new")])
+        assert [row[0] for row in tables(tmp_path, "A-GPU")["decode"].rows] == depths
+    write(tmp_path / "A-GPU.json", records[2:])
+    table = tables(tmp_path, "A-GPU")["decode"]
+    assert table.rows == () and table.note.startswith(f"{NOT_YET}. Not shown: 1 rows")
+
+
 def test_peers_have_the_peers_that_were_timed(tmp_path):
     base = {"bench": "peers", "backends": ["native"], "depth": 72, "width": 128, "batch": 1, "rounds": 3}
     one = at(1, **base, transformers_ms=q(40.0), native_ms=q(0.5), native_speedup=q(80.0))
@@ -107,6 +129,28 @@ def test_peers_have_the_peers_that_were_timed(tmp_path):
     assert "--window 64 " in table.note
 
 
+def test_a_failing_comparison_takes_the_place_of_the_one_before(tmp_path):
+    base = {"bench": "peers", "backends": ["native"], "depth": 72, "width": 128, "batch": 1, "dtype": "float32"}
+    old = at(1, **base, transformers_ms=q(40.0), native_ms=q(0.5), native_speedup=q(80.0), rounds=3)
+    failed = at(2, **base, row="72x128 batch 1, 2 threads", error="RuntimeError: the codes differ")
+    write(tmp_path / "peers.jsonl", [old, failed])
+    table = tables(tmp_path)["peers"]
+    assert table.rows == () and "Failed: 72x128 batch 1, 2 threads." in table.note
+
+
+def test_peers_say_what_was_extrapolated_and_how_each_row_was_made(tmp_path):
+    base = {"bench": "peers", "backends": ["native"], "depth": 72, "width": 128, "context": 8192}
+    short = at(1, **base, batch=1, rounds=7, native_ms=q(0.5))
+    long = at(2, **base, batch=4, rounds=5, native_ms=q(2.0), native_window_ms=q(3000.0), window_steps=64)
+    whole = at(3, **base, batch=16, rounds=5, native_ms=q(4.0), native_window_ms=q(4000.0), window_steps=4096)
+    write(tmp_path / "peers.jsonl", [short, long | {"extrapolated": True}, whole | {"extrapolated": False}])
+    table = tables(tmp_path)["peers"]
+    assert [row[3] for row in table.rows] == ["–", "~3,000 (2,700, 3,300)", "4,000 (3,600, 4,400)"]
+    assert "~: extrapolated from 64 of 4,096 steps" in table.note
+    for command in ("--batch 1 --rounds 7 --threads 2 --backends", "--batch 4 --rounds 5 --threads 2 --window 64 "):
+        assert f"`python bench peers {command}" in table.note
+
+
 def test_table1_compares_with_the_paper(tmp_path):
     def row(depth, speed_up, paper):
         parts = {f"{part}_s": q(depth / 10) for part in ("decode", "prefill", "condition", "vqvae")}
@@ -122,12 +166,42 @@ def test_table1_compares_with_the_paper(tmp_path):
 
     write(tmp_path / "table1-cpu.jsonl", [row(18, 3.5, 4.0), row(72, 1.0, 1.0), row(24, 2.5, 3.0)])
     table = tables(tmp_path)["table1"]
-    assert [row[:3] for row in table.rows] == [
-        ("72, native", "1", "1"),
-        ("24, native", "2.50x (2.25, 2.75)", "3.0x"),
-        ("18, native", "3.50x (3.15, 3.85)", "4.0x"),
+    assert [row[:4] for row in table.rows] == [
+        ("72, native", "4 s", "1", "1"),
+        ("24, native", "4 s", "2.50x (2.25, 2.75)", "3.0x"),
+        ("18, native", "4 s", "3.50x (3.15, 3.85)", "4.0x"),
     ]
-    assert table.rows[2][4] == "1.80 s" and "--sizes demo --audio-seconds 4`" in table.note
+    assert table.rows[2][5] == "1.80 s" and "--sizes demo --audio-seconds 4 --backends native`" in table.note
+
+
+def test_table1_shows_every_length_and_decoder_and_what_was_recorded_of_it(tmp_path):
+    def row(minute, seconds, backend, name, **fields):
+        about = {"bench": "table1", "row": name, "depth": 18, "sizes": "demo", "backend": backend}
+        about |= {"audio_seconds": seconds, "rounds": 3, "speed_up": q(minute), "paper_speed_up": 4.0, "steps": 1000}
+        return at(minute, **about, real_time=q(1.0), total_s=q(2.0), us_per_step=q(3000.0), decode_s=q(3.0), **fields)
+
+    # Rows had the same name once, and a peak of memory with all that came before.
+    old = [row(1, 4.0, "native", "demo 18 layers", peak_bytes=9e9), row(2, 8.0, "native", "demo 18 layers")]
+    new = {"windows": 27, "windows_of_60_s": 476, "extrapolated_60_s": q(30.0), "file_s": q(0.02)}
+    new |= {"system_peak_bytes": 250_000_000}
+    again = row(3, 4.0, "native-int8", "demo 18 layers, native-int8, 4 s", **new)
+    write(tmp_path / "table1-cpu.jsonl", [*old, again, row(4, 4.0, "native", "demo 18 layers, native, 4 s")])
+    table = tables(tmp_path)["table1"]
+    assert [(*row[:2], row[2][:5]) for row in table.rows] == [
+        ("18, native", "4 s", "4.00x"),
+        ("18, native-int8", "4 s", "3.00x"),
+        ("18, native", "8 s", "2.00x"),
+    ]
+    cells = dict(zip(table.header, table.rows[1]))
+    assert cells["us per step, all in all"].startswith("2,000 ")
+    assert cells["us of decoding per step"].startswith("3,000 ") and "all threads together" in " ".join(
+        table.note.split()
+    )
+    assert (cells["file"], cells["peak MB"], cells["windows of 60 s"]) == ("0.02 s", "250", "27 of 476")
+    assert cells["60 s would take"] == "30.0 s (27.0, 33.0)"
+    assert table.rows[0][table.header.index("peak MB")] == "–"
+    for seconds in (4, 8):
+        assert f"`python bench table1 --sizes demo --audio-seconds {seconds} --rounds 3 --backends native" in table.note
 
 
 def test_roofline_and_what_if_share_a_file(tmp_path):
@@ -142,7 +216,15 @@ def test_roofline_and_what_if_share_a_file(tmp_path):
     write(tmp_path / "roofline-cpu.jsonl", [one, card, other, barrier])
     found = tables(tmp_path)
     assert [row[:5] for row in found["roofline"].rows] == [("18 x 128", "native", "FP16", "1", "2.5")]
-    assert found["roofline"].rows[0][-1] == "50 % (45, 55)"
+    assert found["roofline"].rows[0][-1] == "50 % (45, 55)" and "MB of" not in " ".join(found["roofline"].header)
+    parts = {"projections": 1_500_000, "head": 500_000, "vectors": 250_000, "keys_values": 240_000, "embedding": 10_000}
+    write(tmp_path / "roofline-cpu.jsonl", [{**one, "bytes": parts, "copy_gb_per_s": q(10.0)}])
+    table = tables(tmp_path)["roofline"]
+    cells = dict(zip(table.header, table.rows[0]))
+    assert (
+        cells["MB of projections / head / vectors / keys and values / embedding"] == "1.50 / 0.50 / 0.25 / 0.24 / 0.01"
+    )
+    assert cells["copy GB/s"] == "10.0 (9.00, 11.0)"
     assert found["what-if"].header == ("card", "GB/s, published", "18 layers top fp16", "18 layers upsampler fp16")
     assert found["what-if"].rows == (("L4", "300", "–", "500"), ("P100", "732", "1,791", "–"))
     assert "not measured" in found["what-if"].note and "A CPU" not in found["what-if"].note
@@ -161,6 +243,20 @@ def test_scaling_by_axis_and_value(tmp_path):
     assert [row[1].split(" of")[0] for row in table.rows] == ["batch 2", "batch 8", "batch 16", "audio 60"]
     assert table.rows[-1][3:] == ("–", "–", "–", "300.0", "2.0")
     assert table.rows[0][3:5] == ("100 (90.0, 110)", "2.00x (1.80, 2.20)")
+
+
+@pytest.mark.parametrize("bench", ["roofline", "scaling"])
+def test_quick_rows_are_called_so(tmp_path, bench):
+    row = {"bench": bench, "size": "18x128", "decoder": "native", "dtype": "fp16", "batch": 1, "depth": 18}
+    row |= {"width": 128, "bytes_per_step": 1, "percent": q(50.0), "axis": "batch", "value": 1}
+    # The oldest do not say it but have its number of rounds.
+    three, eleven = at(1, **row, row="a", rounds=3), at(1, **row, row="b", rounds=11)
+    write(tmp_path / f"{bench}-cpu.jsonl", [three, eleven])
+    assert "1 of 2 rows with `--quick`, for orientation" in tables(tmp_path)[bench].note
+    write(tmp_path / f"{bench}-cpu.jsonl", [three | {"quick": True}, three | {"row": "c"}])
+    assert "all rows with `--quick`" in tables(tmp_path)[bench].note
+    write(tmp_path / f"{bench}-cpu.jsonl", [eleven])
+    assert "--quick" not in tables(tmp_path)[bench].note
 
 
 def test_systems_in_the_papers_order_with_spread_over_seeds(tmp_path):
@@ -186,9 +282,30 @@ def test_systems_in_the_papers_order_with_spread_over_seeds(tmp_path):
     table = tables(tmp_path)["systems"]
     assert [row[0] for row in table.rows] == ["held-out songs", *SYSTEMS, "a control"]
     assert table.rows[0] == ("held-out songs", "–", "–", "–", "–", "–", "0.5", "–")
-    assert table.rows[1] == ("teacher-72", "3.0", "100 / 100", "4.50 / 3.00", "–", "–", "3.0 ± 1.4", "–")
+    assert table.rows[1] == ("teacher-72", "1.5 / 1.5", "100 / 100", "4.50 / 3.00", "–", "–", "3.0 ± 1.4", "–")
     assert table.rows[2][4:6] == ("0.25 / 0.25", "0.75 / 0.75")
     assert table.rows[-1][2:4] == ("–", "5.00 / –") and table.rows[-1][-1] == "0.40 / 0.30 / 0.20 / 0.10"
+
+
+def test_systems_say_what_their_figures_are_of(tmp_path):
+    def pieces(seed, system="student-18", **fields):
+        about = {"row": f"{system} samples seed {seed}", "system": system, "seed": seed, "samples": 34}
+        return at(1, bench="systems", **about, audio_seconds=3.0, decoded_level=2, frechet=7.0 + seed, **fields)
+
+    def noted(*records):
+        write(tmp_path / "systems.jsonl", records)
+        return tables(tmp_path)["systems"].note
+
+    # 34 pieces of two whole patches each.
+    note = noted(pieces(1), pieces(2))
+    assert "it is of 68 patches of a second: too large for so few" in note
+    assert "mood" not in note and "--classifier" not in note
+    mood = {"valence": {"AP": 0.4, "DP": 0.3, "AU": 0.2, "DU": 0.1}}
+    note = noted(pieces(1, patches=70, **mood), pieces(1, "codes", patches=70, **mood))
+    assert "it is of 70 patches" in note and "--classifier VALENCE`" in note and "mood of samples, mean over" in note
+    assert "the classifier was trained on most of them" in note
+    note = noted(pieces(1, "codes", patches=70, songs=12, songs_heard=8, **mood))
+    assert "held-out pieces are of 12 songs, 8 of which the classifier was trained on" in note
 
 
 def test_table2_beside_the_papers(tmp_path):
@@ -204,15 +321,64 @@ def test_table2_beside_the_papers(tmp_path):
     assert table.rows[0] == ("held-out songs", "8", "0.700", "0.200", "0.300", "0.100", "0.735 / 0.074 / 0.097 / 0.099")
     assert table.rows[1][:3] == ("student-18", "16", "0.500 ± 0.141")
     assert "40 held-out songs: PR-AUC 0.900, ROC-AUC 0.950" in table.note
+    assert "the classifier was trained on most of them" in table.note
+
+
+def test_table2_has_the_spread_over_seeds(tmp_path):
+    moods = [{"AP": score, "DP": 0.2, "AU": 0.3, "DU": 0.1} for score in (0.4, 0.6)]
+    row = at(1, bench="table2", row="corpus", system="corpus", samples=8, songs=4, songs_heard=0, seeds=[1, 2])
+    write(tmp_path / "table2.jsonl", [row | {"valence": moods[0], "valence_by_seed": moods}])
+    table = tables(tmp_path)["table2"]
+    assert table.rows[0][1:4] == ("8", "0.500 ± 0.141", "0.200 ± 0.000")
+    assert "mean ± deviation over seeds" in table.note
+    assert "held-out pieces are of 4 songs, 0 of which the classifier was trained on" in table.note
 
 
 def test_a_gpus_file_holds_all_its_tables(tmp_path):
+    def on_the_gpu(bench, row, **figures):
+        return at(2, bench=bench, row=row, device="A GPU", cores=None, threads=None, rounds=11, **figures)
+
     write(tmp_path / "decode-cpu.jsonl", [decoded(1, 18, 125.0)])
-    card = decoded(1, 24, 50.0, device="A GPU", cores=None, threads=None)
-    write(tmp_path / "A-GPU.json", [card, at(2, bench="ops", row="an operation", device="A GPU")])
+    op = {"op": "norm_up", "size": "top-72", "stored": "fp16", "batch": 1, "errors": {}}
+    of_case = {"shape": "top", "pattern": "previous_row", "dtype": "bf16", "backward": True, "errors": {}}
+    of_case |= {"heads": 1, "head_dim": 480, "num_rows": 128, "row_len": 64}
+    model = {"size": "top-18", "codes": 4096, "depth": 18, "width": 2048, "dtype": "bf16"}
+    records = [
+        decoded(1, 24, 50.0, device="A GPU", cores=None, threads=None),
+        on_the_gpu("ops", "a", **op, triton_us=q(5.0), triton_percent=q(80.0), reference_us=q(50.0)),
+        on_the_gpu("ops", "b", **op, compile_us=q(10.0)),
+        on_the_gpu("attention", "c", **of_case, triton_us=q(30.0), flex_us=q(60.0), speedup_over_flex=q(2.0)),
+        on_the_gpu("prefill", "d", **model, cache_ms=q(20.0), cache_percent=q(60.0), matrix_tflops=q(100.0)),
+        on_the_gpu("exchanges", "grid barrier", us_per_exchange=q(1.5), exchanges=1000, programs=132),
+    ]
+    write(tmp_path / "A-GPU.json", records)
     found = tables(tmp_path, "A-GPU")
     assert [row[0] for row in found["decode"].rows] == ["24 x 128"]
     assert ". A GPU, p50 (p20, p80) of 11 rounds" in found["decode"].note and found["table1"].note == NOT_YET
+    # What was measured of an operation in several runs is one row.
+    assert found["ops"].rows == (
+        (
+            "norm_up",
+            "top-72",
+            "FP16",
+            "1",
+            "5.00 (4.50, 5.50)",
+            "80 % (72, 88)",
+            "50.0 (45.0, 55.0)",
+            "10.0 (9.00, 11.0)",
+        ),
+    )
+    assert found["attention"].rows == (
+        (
+            *("top", "128 x 64, 1 x 480", "previous row", "BF16", "forward, backward"),
+            *("30.0 (27.0, 33.0)", "60.0 (54.0, 66.0)", "2.00x (1.80, 2.20)"),
+        ),
+    )
+    figures = "20.0 (18.0, 22.0)", "60 % (54, 66)", "100 (90.0, 110)"
+    assert found["prefill"].rows == (("top-18", "BF16", "4,096", "with the cache", "PyTorch", *figures),)
+    assert found["exchanges"].rows == (("grid barrier", "132", "1.50 (1.35, 1.65)"),)
+    for name in ("ops", "attention", "prefill", "exchanges"):
+        assert "`python bench " in found[name].note and "A GPU" in found[name].note
 
 
 def test_markdown():

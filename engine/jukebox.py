@@ -255,6 +255,13 @@ class Jukebox:
     def _prepare(self, params: SamplingParams, codes: Sequence[Tensor] | None) -> Sampling:
         if params.seconds is None:
             raise ValueError("seconds is needed: the length of the result")
+        for prior in self.config.priors:
+            # Not when the levels above have been sampled for hours.
+            path = checkpoint.network_path(self.folder, checkpoint.prior_file(prior.level))
+            if prior.level >= params.level and not path.exists():
+                raise checkpoint.CheckpointError(
+                    f"{path} does not exist: sampling down to level {params.level} needs it"
+                )
         samples = max(1, round(params.seconds * self.sample_rate))
         levels, items = self.config.vqvae.levels, params.num_samples
         known = list(codes) if codes is not None else [torch.zeros(items, 0, dtype=torch.long)] * levels

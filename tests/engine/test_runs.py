@@ -325,3 +325,14 @@ def test_a_run_is_resumed_as_it_was_begun(tiny_model, tmp_path):
     request = Run.open(tmp_path / "run").request
     assert (request.dtype, request.device, request.backend) == ("float16", "cpu", jukebox.backend.name)
     assert (request.samples, request.output, request.model) == (220, "song.ogg", str(tiny_model.resolve()))
+
+
+def test_a_missing_prior_is_found_before_anything_is_sampled(tiny_model, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    (model / "prior_0.safetensors").unlink()
+    jukebox = Jukebox.from_pretrained(model, backend="eager")
+    with pytest.raises(ValueError, match=r"prior_0\.safetensors does not exist"):
+        jukebox.sample(SamplingParams(seconds=0.01), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert jukebox.sample(SamplingParams(seconds=0.01, level=1)).audio.shape[1] == 441

@@ -2,7 +2,6 @@
 
 import dataclasses
 import weakref
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -278,24 +277,6 @@ def test_one_prior_is_in_memory_at_a_time(jukebox, tiny_model):
     sampling = Sampling(jukebox.config, FEW, 25 * 128, [no_codes()] * 3)
     list(sampling.run(source, jukebox.backend))
     assert len(alive) == 3
-
-
-@pytest.mark.parametrize(("limit", "left"), [(1 << 28, 3), (0, 1)])
-def test_small_priors_stay_for_the_next_request(tiny_model, monkeypatch, limit, left):
-    monkeypatch.setattr(Jukebox, "KEPT_BYTES", limit)
-    jukebox = Jukebox.from_pretrained(tiny_model, backend="eager")
-    jukebox.sample(FEW)
-    assert len(jukebox._priors) == left
-
-
-def test_a_gpu_keeps_what_takes_a_quarter_of_its_memory(tiny_model, monkeypatch):
-    jukebox = Jukebox.from_pretrained(tiny_model, backend="eager")
-    assert jukebox._kept_bytes() == 1 << 28
-    jukebox.device = torch.device("cuda")
-    for memory, limit in ((80 << 30, 20 << 30), (1 << 29, 1 << 28)):
-        found = SimpleNamespace(total_memory=memory)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=found: found)
-        assert jukebox._kept_bytes() == limit
 
 
 def test_buffers_do_not_grow_with_the_length(tiny_model):

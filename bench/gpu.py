@@ -79,22 +79,8 @@ def rehearsal() -> list[Stage]:
     """The same scripts on a CPU, at sizes that take seconds: for testing this script."""
     small = ("--device", "cpu", "--threads", "1", "--quick")
     shape = ("--shapes", "upsampler", "--patterns", "row", "--codes", "2", "4", "--head-dim", "16")
-    window = (
-        "--depth",
-        "2",
-        "--width",
-        "32",
-        "--context",
-        "256",
-        "--rows",
-        "16",
-        "--rounds",
-        "2",
-        "--steps",
-        "3",
-        "--backends",
-        "eager",
-    )
+    window = ("--depth", "2", "--width", "32", "--context", "256", "--rows", "16", "--rounds", "2", "--steps", "3")
+    window += ("--backends", "eager", "--window")
     request = ("--sizes", "tiny", "--audio-seconds", "0.05", "--backends", "eager")
     return [
         Stage("tests", 4, ("tests/kernels/test_philox.py",)),
@@ -102,7 +88,7 @@ def rehearsal() -> list[Stage]:
         Stage("prefill", 2, ("prefill", "--sizes", "1x32", "--codes", "66", *small)),
         Stage("attention", 4, ("attention", *shape, *small)),
         Stage("operations", 2, ("ops", "--sizes", "1x32", "--ops", "norm_up", *small)),
-        Stage("peers", 2, ("peers", "--device", "cpu", "--threads", "1", *window, "--window")),
+        Stage("peers", 2, ("peers", "--device", "cpu", "--threads", "1", *window)),
         Stage("table 1", 2, ("table1", *request, *small)),
     ]
 

@@ -257,8 +257,10 @@ class Jukebox:
             raise ValueError("seconds is needed: the length of the result")
         for prior in self.config.priors:
             # Not when the levels above have been sampled for hours.
+            if prior.level < params.level or prior.level in self._priors:
+                continue
             path = checkpoint.network_path(self.folder, checkpoint.prior_file(prior.level))
-            if prior.level >= params.level and not path.exists():
+            if not path.exists():
                 raise checkpoint.CheckpointError(
                     f"{path} does not exist: sampling down to level {params.level} needs it"
                 )

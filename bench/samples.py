@@ -103,15 +103,15 @@ def pieces_folder(work: Work, system: str, seed: int, pieces: Pieces) -> Path:
 
 
 def sampled(work: Work, system: str, seed: int, pieces: Pieces, songs: Songs) -> list[Path]:
-    """The pieces of a system, or of the songs, as files; made unless they are there, made with the same settings.
+    """The pieces of a system, or of the songs, as files; made unless they are there, made with the same settings by the
+    same networks.
 
     Raises:
         Unavailable: the songs are not there.
     """
     target = pieces_folder(work, system, seed, pieces)
     files = [target / f"piece-{number}.wav" for number in range(pieces.samples)]
-    made_from: dict[str, Any] = {"songs": songs.held_out} if system in CORPUS else {}
-    settings = json.dumps(asdict(pieces) | made_from)
+    settings = json.dumps(asdict(pieces) | _made_from(work, system, pieces, songs))
     made_with = target / SETTINGS
     if made_with.exists() and made_with.read_text() == settings and all(path.exists() for path in files):
         return files
@@ -129,6 +129,15 @@ def sampled(work: Work, system: str, seed: int, pieces: Pieces, songs: Songs) ->
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
     return files
+
+
+def _made_from(work: Work, system: str, pieces: Pieces, songs: Songs) -> dict[str, Any]:
+    """What tells the songs, or the networks by the figures of their training, from others."""
+    found: dict[str, Any] = {"vqvae": work.figures("vqvae", pieces.level)}
+    if system in CORPUS:
+        return found | {"songs": songs.held_out}
+    levels = [level for level in work.levels if level >= pieces.level]
+    return found | {"priors": [work.figures(work.source(system, level), level) for level in levels]}
 
 
 def codes(work: Work, system: str, seed: int, pieces: Pieces) -> list[Tensor]:

@@ -114,6 +114,20 @@ def test_other_settings_make_other_pieces(work, songs):
     assert first != greedy
 
 
+def test_networks_trained_anew_make_new_pieces(work, songs, monkeypatch):
+    (file,) = samples.sampled(work, "student-18", 6, Pieces(1, 0.5), songs)
+    made = file.stat().st_mtime_ns
+    found = Work.figures
+
+    def figures(self, name, level):
+        return found(self, name, level) | ({"steps": -1} if (name, level) == ("student-18", 1) else {})
+
+    monkeypatch.setattr(Work, "figures", figures)
+    assert samples.sampled(work, "student-18", 6, Pieces(1, 0.5, level=2), songs) and file.stat().st_mtime_ns == made
+    assert samples.sampled(work, "student-18", 6, Pieces(1, 0.5), songs) == [file]
+    assert file.stat().st_mtime_ns != made
+
+
 def mood_of(work, folder, **about):
     """A classifier that says no more of how it was trained than `about`."""
     torch.manual_seed(0)

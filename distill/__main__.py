@@ -5,30 +5,35 @@ from __future__ import annotations
 import os
 import sys
 
-import click
+from .stopping import Stopped, handled, interrupt, leave
 
 # As in engine/__main__.py; before PyTorch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
-from . import audio_commands  # noqa: F401
-from .commands import EXPECTED, train
-
 
 def main() -> None:
-    """Errors that a user can mend are one line and exit code 2; a stopped run ends with 130."""
-    try:
-        train.main(standalone_mode=False)
-    except click.exceptions.Exit as end:
-        sys.exit(end.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt) as stopped:
-        click.echo(str(stopped) or "stopped", err=True)
-        sys.exit(130)
-    except EXPECTED as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    """Errors that a user can mend are one line and exit code 2; a stopped command has 130 (Ctrl-C) or 143."""
+    with handled(leave):
+        import click
+
+        from . import audio_commands  # noqa: F401
+        from .commands import train
+        from .pipeline import EXPECTED
+
+        with handled(interrupt):
+            try:
+                train.main(standalone_mode=False)
+            except click.exceptions.Exit as end:
+                sys.exit(end.exit_code)
+            except click.ClickException as error:
+                error.show()
+                sys.exit(2)
+            except Stopped as stopped:
+                click.echo(str(stopped), err=True)
+                sys.exit(stopped.exit_code)
+            except EXPECTED as error:
+                click.echo(f"error: {error}", err=True)
+                sys.exit(2)
 
 
 if __name__ == "__main__":

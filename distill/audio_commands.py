@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 import click
-import torch
 
-from .commands import train
+from .commands import device_option, train
+from .parallel import own_device
 
 FOLDER = click.Path(path_type=Path, exists=True)
 
@@ -21,7 +21,7 @@ FOLDER = click.Path(path_type=Path, exists=True)
 @click.option("--preset", type=click.Choice(["demo", "tiny"]), default="demo", show_default=True)
 @click.option("--codes", type=FOLDER, help="WORK/codes: the songs that priors hold out are held out here too.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@device_option
 def valence_train(
     labels: Path, out: Path, steps: int | None, preset: str, codes: Path | None, seed: int, device: str
 ) -> None:
@@ -42,7 +42,7 @@ def valence_train(
         if missing := also - {song.path for song in songs}:
             raise ValueError(f"{codes} holds out {min(missing)}, which {labels} does not name")
     net, _, held_out = valence.train_valence(
-        out / "run", songs, config, budget, valence.ValenceTraining(), seed, device, also
+        out / "run", songs, config, budget, valence.ValenceTraining(), seed, own_device(device), also
     )
     valence.save(net, out, seed, names(held_out, labels))
     click.echo(json.dumps({"held_out_songs": len(held_out), **valence.report(net, held_out)}))
@@ -51,12 +51,12 @@ def valence_train(
 @train.command("valence")
 @click.argument("net", type=FOLDER)
 @click.argument("folders", type=FOLDER, nargs=-1, required=True)
-@click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
+@device_option
 def valence_scores(net: Path, folders: tuple[Path, ...], device: str) -> None:
     """Mean class scores of the audio in FOLDERS by the classifier in NET: rows of the paper's Table 2."""
     from .valence import load, scores
 
-    classifier = load(net, device)
+    classifier = load(net, own_device(device))
     for folder in folders:
         click.echo(json.dumps({"folder": str(folder), **scores(classifier, folder)}))
 

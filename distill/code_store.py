@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ..engine.config import to_json
 from ..engine.vqvae import VQVAE
 from .audio_folder import Scan, Skipped, Song, label_key, list_files, read, read_labels, scan, unmatched_labels
-from .trainer import write_json
+from .run_folder import write_json
 
 FORMAT = 1
 

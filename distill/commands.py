@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,17 +16,19 @@ import torch
 
 from .audio_folder import HELD_OUT
 from .dry_run import describe
-from .parallel import own_device, processes
-from .pipeline import StageFailed, is_done, run_all, stages
+from .parallel import device_name, own_device, processes
+from .pipeline import is_done, run_all, stages
 from .presets import PRESETS
+from .stopping import Stopped
 from .systems import SERVED, SYSTEMS
-from .trainer import TrainingDiverged
-from .work import NotTrained, Work
+from .work import DEFAULT_PRESET, NotTrained, Work, begun_with
 
-# What a user can mend.
-EXPECTED = (ValueError, OSError, ImportError, TrainingDiverged, StageFailed)
 ABLATIONS = "Levels at which all seven systems are trained; elsewhere the teacher and both students."
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+# As the engine's commands have it.
+device_option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
 
 
 def common(command: Command) -> Command:
@@ -33,10 +36,11 @@ def common(command: Command) -> Command:
     options = (
         click.option("--work", "folder", type=click.Path(path_type=Path, file_okay=False), required=True,
                      help="Folder of the runs; made if it is not there."),
-        click.option("--preset", type=click.Choice(list(PRESETS)), default="demo", show_default=True),
-        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
-        click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True),
-        click.option("--threads", type=click.IntRange(min=1), help="Of the CPU."),
+        click.option("--preset", type=click.Choice(list(PRESETS)),
+                     help=f"Sizes and lengths.  [default: that of the folder, {DEFAULT_PRESET} of a new one]"),
+        click.option("--seed", type=click.IntRange(min=0), help="[default: that of the folder, 0 of a new one]"),
+        device_option,
+        click.option("--threads", type=click.IntRange(min=1), help="Of the CPU.  [default: all cores]"),
         click.option("--sharded", is_flag=True, help="FSDP2: divide the network over the processes of torchrun."),
     )  # fmt: skip
     for option in reversed(options):
@@ -66,13 +70,21 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be
 
 
 @contextlib.contextmanager
-def opened(folder: Path, preset: str, seed: int, device: str, threads: int | None, sharded: bool) -> Iterator[Work]:
-    """The work folder, with the processes that torchrun started."""
+def opened(
+    folder: Path, preset: str | None, seed: int | None, device: str, threads: int | None, sharded: bool
+) -> Iterator[Work]:
+    """The work folder, with the processes that torchrun started. What it is and what works on it is told on stderr."""
     if threads:
         torch.set_num_threads(threads)
     own = own_device(device)
     with processes(own, sharded) as group:
-        yield Work(folder, preset, seed, own, group)
+        known_preset, known_seed = begun_with(folder)
+        work = Work(
+            folder, known_preset if preset is None else preset, known_seed if seed is None else seed, own, group
+        )
+        if group.is_first:
+            click.echo(f"{folder}: preset {work.preset_name}, seed {work.seed}; on {device_name(own)}", err=True)
+        yield work
 
 
 def chosen(work: Work, levels: tuple[int, ...]) -> list[int]:
@@ -90,15 +102,30 @@ def tell(work: Work, name: str, level: int | None, state: str = "") -> None:
 
 
 def chosen_audio(work: Work, audio: Path | None, held_out: float | None) -> tuple[Path, float | int]:
-    """The folder, and the share or number of its songs that is held out. Raises click.UsageError."""
+    """The folder, and the share or number of its songs that is held out. Raises click.UsageError, NotTrained."""
     if audio is not None:
         return audio, HELD_OUT if held_out is None else held_out
     if held_out is not None:
         raise click.UsageError("--held-out is a share of --audio; of the corpus a fixed number is held out")
+    if not work.corpus.exists():
+        raise NotTrained(f"{work.corpus} is not there: give --audio FOLDER, or run `fastjukebox-train corpus` first")
     return work.corpus, work.preset.corpus.held_out
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """Commands in the order in which they were added, which is that of their use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            raise Stopped(interrupt) from None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 def train() -> None:
     """Train VQ-VAEs, teachers and students for fastjukebox. Start a command with torchrun to use several devices."""
 
@@ -201,13 +228,16 @@ def eval(names: tuple[str, ...], levels: tuple[int, ...], windows: int, path: Pa
 @common
 @system_option(list(SYSTEMS))
 @level_option
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Checkpoint folder to write.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Checkpoint folder to write."
+)
 @click.option(
     "--base",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="An exported folder of the same work: files that are the same stay there.",
 )
-def export(name: str, levels: tuple[int, ...], out: Path, base: Path | None, **options: Any) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace the checkpoint in OUT; other files in it stay.")
+def export(name: str, levels: tuple[int, ...], out: Path, base: Path | None, overwrite: bool, **options: Any) -> None:
     """Write a system's stack as a checkpoint folder, FP16 safetensors, for `fastjukebox sample --model`.
 
     Levels below those that it was trained at are student-18's, and with --level all others.
@@ -215,9 +245,9 @@ def export(name: str, levels: tuple[int, ...], out: Path, base: Path | None, **o
     with opened(**options) as work:
         own = chosen(work, levels)
         if work.processes.is_first:
-            work.export(name, out, base, own)
+            work.export(name, out, base, own, overwrite)
             priors = ", ".join(f"level {level} of {work.source(name, level, own)}" for level in work.levels)
-            work.say(f"{out}: the stack of {name}: {priors}")
+            work.say(f"{out}: the stack of {name}: {priors}; try: fastjukebox sample --model {shlex.quote(str(out))}")
 
 
 @train.command()

@@ -129,8 +129,26 @@ def processes(device: torch.device, sharded: bool = False) -> Iterator[Processes
 
 
 def own_device(name: str) -> torch.device:
-    """The device called `name`; "cuda" is this process's own card."""
-    device = torch.device(name)
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    """The device called `name`; "auto" is "cuda" where there is one, else "cpu", and "cuda" this process's own card.
+
+    Raises:
+        ValueError: it cannot be used here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise ValueError(f"--device {name} cannot be used: {reason}. Give auto, cpu, cuda or cuda:1") from None
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """For people."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
+from .stopping import Interrupted, handled, interrupt
 from .systems import SYSTEMS
+from .trainer import TrainingDiverged
 from .work import Work
 
 
@@ -31,6 +36,10 @@ class Stage:
 
 class StageFailed(RuntimeError):
     """A stage ended with an error, which stands above this message."""
+
+
+# What a user can mend.
+EXPECTED = (ValueError, OSError, ImportError, TrainingDiverged, StageFailed)
 
 
 def stages(work: Work, systems: Mapping[int, tuple[str, ...]]) -> dict[Stage, tuple[Stage, ...]]:
@@ -90,7 +99,25 @@ def _stop_with_parent() -> None:
 def _in_process(folder: Path, preset: str, seed: int, device: str, threads: int, stage: Stage) -> None:
     _stop_with_parent()
     torch.set_num_threads(threads)
-    run_stage(Work(folder, preset, seed, torch.device(device)), stage)
+    try:
+        with handled(interrupt):
+            run_stage(Work(folder, preset, seed, torch.device(device)), stage)
+    # The parent has a line for it.
+    except Interrupted as interrupted:
+        sys.exit(interrupted.exit_code)
+    except EXPECTED as error:
+        tqdm.write(f"{stage}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@contextlib.contextmanager
+def _ignored_in_children() -> Iterator[None]:
+    """Processes started meanwhile leave Ctrl-C to this one, which stops them."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def run_all(
@@ -127,7 +154,8 @@ def run_all(
                 say(f"{stage}: started")
                 settings = (work.folder, work.preset_name, work.seed, str(work.device), threads, stage)
                 running[stage] = context.Process(target=_in_process, args=settings)
-                running[stage].start()
+                with _ignored_in_children():
+                    running[stage].start()
             time.sleep(0.2)
             for stage, process in list(running.items()):
                 if process.exitcode is None:

@@ -37,6 +37,8 @@ class Epochs:
     # Factors of the learning rates for networks that start from trained layers: teachers that grew, students of copies.
     grown_rate: float = 0.5
     copied_rate: float = 1.0
+    # Of a student's second stage, whatever its layers started from; None: as in the first.
+    prediction_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Preset:
         epochs = self.epochs[level]
         if system.name == TEACHER:
             return epochs.grown_rate if epochs.shallow else 1.0
+        if system.objective == "prediction" and epochs.prediction_rate is not None:
+            return epochs.prediction_rate
         return epochs.copied_rate if system.teacher and self.distillation.copy_layers else 1.0
 
     def steps(self, system: System, level: int, epoch_steps: int) -> int:
@@ -147,7 +151,7 @@ PRESETS: dict[str, Preset] = {
         # longer a network has learned before it grows, the less its layers should be moved at once.
         epochs=(
             Epochs(teacher=0.03, layers=0.005, prediction=0.03, shallow=0.16, grown_rate=0.08, copied_rate=0.3),
-            Epochs(teacher=0.13, layers=0.026, prediction=0.11, shallow=1.0, grown_rate=0.08, copied_rate=0.5),
+            Epochs(0.13, 0.026, 0.11, shallow=1.0, grown_rate=0.08, copied_rate=0.5, prediction_rate=0.12),
             Epochs(teacher=0.52, layers=0.1, prediction=0.42, shallow=1.9, plain=0.93),
         ),
     ),
@@ -169,7 +173,7 @@ PRESETS["demo-new-layers"] = dataclasses.replace(
     PRESETS["demo"],
     distillation=Distillation(),
     epochs=(
-        *PRESETS["demo"].epochs[:2],
+        *(dataclasses.replace(epochs, prediction_rate=None) for epochs in PRESETS["demo"].epochs[:2]),
         dataclasses.replace(PRESETS["demo"].epochs[2], layers=0.27, prediction=0.66),
     ),
 )

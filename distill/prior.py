@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ..engine.checkpoint import assign
 from ..engine.prior import Prior
 from . import losses
 from .code_windows import CodeWindows
 from .muon import Muon
 from .objectives import Computing, Objective
 from .parallel import Processes
-from .trainer import STATE, Budget, Progress, train
+from .run_folder import STATE, read_state, unfit
+from .trainer import Budget, Progress, train
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,10 @@ def train_prior(
 
 @torch.no_grad()
 def load_averaged(folder: Path, prior: Prior) -> None:
-    """Copy the averaged weights from a run's state into `prior`."""
-    average = torch.load(folder / STATE, map_location="cpu", weights_only=True)["average"]
-    for name, tensor in prior.named_parameters():
-        tensor.copy_(average[name])
+    """Give `prior` the averaged weights of a run's state, on the CPU. Raises RunError."""
+    path = folder / STATE
+    state = read_state(path)
+    try:
+        assign(prior, state["average"].items(), path)
+    except (ValueError, KeyError) as error:
+        raise unfit(path, error) from None

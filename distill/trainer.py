@@ -7,16 +7,13 @@ rate follows the share of the budget that is gone.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -24,8 +21,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .parallel import Processes
-
-STATE, FIGURES = "state.pt", "figures.json"
+from .run_folder import STATE, read_state, unfit, write_state
+from .stopping import Interrupted, Noted, handled
 
 
 class Stateful(Protocol):
@@ -64,30 +61,8 @@ class TrainingDiverged(RuntimeError):
     """A loss or a gradient is not a number; the last saved state, which is from before that, is kept."""
 
 
-class TrainingStopped(KeyboardInterrupt):
+class TrainingStopped(Interrupted):
     """Ctrl-C or SIGTERM: the state is saved, and the same command goes on from there."""
-
-
-class _Signals:
-    """Ctrl-C and SIGTERM are noted and looked at between steps, so that what is saved is a whole step."""
-
-    def __enter__(self) -> _Signals:
-        self.seen: int | None = None
-        self.before: dict[int, Any] = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # Only the main thread may; elsewhere the caller stops a run its own way.
-            try:
-                self.before[number] = signal.signal(number, self._note)
-            except ValueError:
-                break
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.seen = number
 
 
 def train(
@@ -110,7 +85,8 @@ def train(
     `step_loss` takes this process's part of the batch.
 
     Raises:
-        TrainingDiverged: the loss or the gradient's norm is NaN or infinite.
+        TrainingDiverged: the loss, the gradient's norm or a weight is NaN or infinite.
+        RunError: the state in `folder` is damaged or another network's; it is left as it is.
         TrainingStopped: by a signal; the state is saved.
     """
     processes = processes or Processes()
@@ -119,17 +95,27 @@ def train(
     progress = Progress()
     path = folder / STATE
     if path.exists():
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        processes.load(saved, module, optimizer)
-        for name, item in extra.items():
-            item.load_state_dict(saved[name])
-        progress = Progress(saved["step"], saved["seconds"])
+        saved = read_state(path)
+        try:
+            processes.load(saved, module, optimizer)
+            for name, item in extra.items():
+                item.load_state_dict(saved[name])
+            progress = Progress(saved["step"], saved["seconds"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise unfit(path, error) from None
     folder.mkdir(parents=True, exist_ok=True)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     device = parameters[0].device
     started = time.monotonic() - progress.seconds
     saved_at = progress.seconds
-    with _Signals() as signals, _Log(folder, budget, progress, processes) as log:
+    signals = Noted()
+
+    def stopped() -> TrainingStopped:
+        done = f"stopped after step {progress.step} of {budget.steps}; the same command goes on from there"
+        # With several processes it may be another one that was told to.
+        return TrainingStopped(signals.number or signal.SIGTERM, done)
+
+    with handled(signals), _Log(folder, budget, progress, processes) as log:
         while progress.step < budget.steps:
             rate = budget.rate(progress.step)
             for group in optimizer.param_groups:
@@ -143,9 +129,8 @@ def train(
             is_finite = bool(loss.isfinite()) and (scaler.is_enabled() or bool(norm.isfinite()))
             if processes.any(not is_finite, device):
                 raise TrainingDiverged(
-                    f"{folder.name}: at step {progress.step} the loss is {float(loss.detach())} and the gradient's "
-                    f"norm {float(norm)}; {path if path.exists() else 'no state'} is kept. A lower learning rate "
-                    f"than {budget.learning_rate:g} may help"
+                    f"{folder}: at step {progress.step} the loss is {float(loss.detach())} and the gradient's norm "
+                    f"{float(norm)}; {_kept(path, budget)}"
                 )
             scaler.step(optimizer)
             scaler.update()
@@ -153,18 +138,23 @@ def train(
             progress.step += 1
             progress.seconds = time.monotonic() - started
             log.step(progress, rate, processes.mean(loss.detach()), evaluate)
-            stop = processes.any(signals.seen is not None, device)
+            stop = processes.any(signals.number is not None, device)
             # One clock decides, the first process's.
             due = processes.is_first and progress.seconds - saved_at > budget.save_seconds
             if stop or processes.any(due, device):
-                _save(path, processes, module, optimizer, extra, progress)
+                _save(path, processes, module, optimizer, extra, progress, budget)
                 saved_at = progress.seconds
             if stop:
-                raise TrainingStopped(
-                    f"stopped after step {progress.step} of {budget.steps}; the same command goes on from there"
-                )
-    _save(path, processes, module, optimizer, extra, progress)
+                raise stopped()
+        _save(path, processes, module, optimizer, extra, progress, budget)
+        if processes.any(signals.number is not None, device):
+            raise stopped()
     return progress
+
+
+def _kept(path: Path, budget: Budget) -> str:
+    kept = f"{path}, saved before that, is kept" if path.exists() else "nothing was saved before that"
+    return f"{kept}. A lower learning rate than {budget.learning_rate:g} may help"
 
 
 class _Log:
@@ -217,50 +207,16 @@ def _save(
     optimizer: torch.optim.Optimizer,
     extra: Mapping[str, Stateful],
     progress: Progress,
+    budget: Budget,
 ) -> None:
+    """Raises TrainingDiverged, with the state of before as it was."""
     state = processes.state(module, optimizer) | {name: item.state_dict() for name, item in extra.items()}
+    # The whole of it is on the first process; a finite gradient may still have led out of the range of numbers.
+    is_finite = all(bool(tensor.isfinite().all()) for tensor in state["model"].values())
+    if processes.any(not is_finite, next(module.parameters()).device):
+        raise TrainingDiverged(
+            f"{path.parent}: after step {progress.step} a weight is NaN or infinite; {_kept(path, budget)}"
+        )
     if processes.is_first:
-        part = path.with_suffix(".part")
-        torch.save({**state, "step": progress.step, "seconds": progress.seconds}, part)
-        os.replace(part, path)
+        write_state(path, {**state, "step": progress.step, "seconds": progress.seconds})
     processes.wait()
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """All or nothing."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(part, path)
-
-
-def check_same(path: Path, made_with: Mapping[str, Any]) -> None:
-    """Raises ValueError where `path` says that its folder was begun with something else."""
-    if not path.exists():
-        return
-    found = json.loads(path.read_text())
-    # As JSON has it, where tuples are lists.
-    for name, value in json.loads(json.dumps(made_with)).items():
-        if found.get(name) != value:
-            raise ValueError(
-                f"{path.parent} was begun with {name} {found.get(name)!r}, not {value!r}: go on with the same, "
-                "or choose another folder"
-            )
-
-
-def record(path: Path, made_with: Mapping[str, Any]) -> None:
-    """Note in `path` what its folder is begun with, or check it: `check_same`."""
-    check_same(path, made_with)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, made_with)
-
-
-def write_figures(folder: Path, figures: Mapping[str, Any]) -> None:
-    """A run whose figures exist is done."""
-    write_json(folder / FIGURES, figures)
-
-
-def read_figures(folder: Path) -> dict[str, Any] | None:
-    """The figures of a finished run, or None."""
-    path = folder / FIGURES
-    return json.loads(path.read_text()) if path.exists() else None

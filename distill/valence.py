@@ -27,7 +27,8 @@ from ..engine.config import from_json, to_json
 from .labels import QUADRANTS, Labelled, LabelledCrops, identity, names, read_quadrants, split
 from .mel import MAX_SEMITONES, MelConfig, audio_files, log_mel, mel_centres, read_mono
 from .prior import parameter_groups
-from .trainer import Budget, Progress, record, train, write_json
+from .run_folder import record, write_json
+from .trainer import Budget, Progress, train
 
 
 @dataclass(frozen=True)

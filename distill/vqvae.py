@@ -14,12 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..engine.checkpoint import assign
 from ..engine.config import VQVAEConfig
 from ..engine.vqvae import VQVAE
 from . import losses
 from .audio_crops import AudioCrops
 from .parallel import Processes
-from .trainer import STATE, Budget, train
+from .run_folder import STATE, read_state, unfit
+from .trainer import Budget, train
 
 
 @dataclass(frozen=True)
@@ -201,8 +203,12 @@ def train_level(
 
 
 def load_level(folder: Path, vqvae: VQVAE, level: int) -> None:
-    """Copy a trained level from its run's state into `vqvae`."""
-    state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    """Copy a trained level from its run's state into `vqvae`. Raises RunError."""
+    path = folder / STATE
+    state = read_state(path)
     coder = nn.ModuleDict({"coder": nn.ModuleList((vqvae.encoders[level], vqvae.decoders[level]))})
-    coder.load_state_dict(state["model"])
-    vqvae.codebook(level).copy_(state["codebook"]["codebook"])
+    try:
+        assign(coder, state["model"].items(), path)
+        vqvae.codebook(level).copy_(state["codebook"]["codebook"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise unfit(path, error) from None

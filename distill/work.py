@@ -1,6 +1,6 @@
 """A work folder: everything that training a stack leaves behind, each part a run that can be stopped and gone on with.
 
-WORK/preset.json              which preset and seed, from the first run on; another one needs another folder
+WORK/preset.json              which preset and seed, from the first run on, for all runs; another needs another folder
 WORK/corpus/                  the procedural corpus, where no other audio was given
 WORK/vqvae/level_K/           one level of the VQ-VAE; audio.json in it says what it hears
 WORK/codes/                   the code store
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,12 +34,26 @@ from .objectives import LayerMatching, NextCode, Objective, SoftTargets
 from .parallel import Processes
 from .presets import PRESETS, Preset
 from .prior import PriorTraining, load_averaged, train_prior
+from .run_folder import FIGURES, check_same, read_figures, read_json, record, write_figures
 from .student import new_student
 from .systems import SYSTEMS, TEACHER, UPSAMPLERS, System, system
-from .trainer import FIGURES, check_same, read_figures, record, write_figures
 from .vqvae import load_level, train_level
 
 PRESET, AUDIO = "preset.json", "audio.json"
+# Of a new folder, where none is asked for.
+DEFAULT_PRESET = "demo"
+
+
+def begun_with(folder: Path) -> tuple[str, int]:
+    """The preset and seed of a work folder; of a new one, those that are taken where none is asked for.
+
+    Raises:
+        ValueError: its preset.json is damaged, or of another version.
+    """
+    found = read_json(folder / PRESET) or {"preset": DEFAULT_PRESET, "seed": 0}
+    if not isinstance(found.get("preset"), str) or not isinstance(found.get("seed"), int):
+        raise ValueError(f"{folder / PRESET} names no preset and seed; choose another folder")
+    return found["preset"], found["seed"]
 
 
 class NotTrained(ValueError):
@@ -190,18 +205,18 @@ class Work:
         epoch = windows.epoch_steps(preset.prior.batch)
         steps = preset.steps(recipe, level, epoch)
         folder = self.run_folder(name, level)
-        if self._training != preset.prior:
+        if self.training != preset.prior:
             self.say(f"{name}: sharded, so AdamW instead of Muon, which needs whole matrices")
         shallow = self._train_shallow(level, windows) if name == TEACHER else None
         torch.manual_seed(self.seed)
         objective = self._objective(recipe, level, shallow)
-        settings = self._training.slower(preset.rate(recipe, level))
+        settings = self.training.slower(preset.rate(recipe, level))
         progress, figures = train_prior(folder, objective, windows, steps, settings, self.processes)
         epochs = progress.step / epoch
         return self._finish(folder, {**figures, "epochs": epochs, "depth": objective.prior.config.depth})
 
     @property
-    def _training(self) -> PriorTraining:
+    def training(self) -> PriorTraining:
         """How priors are trained; sharded ones with AdamW alone, since Muon needs whole matrices."""
         training = self.preset.prior
         return dataclasses.replace(training, matrix_learning_rate=None) if self.processes.sharded else training
@@ -216,7 +231,7 @@ class Work:
         if not read_figures(folder):
             torch.manual_seed(self.seed)
             objective = NextCode(Prior(config).to(self.device), preset.prior.computing)
-            _, figures = train_prior(folder, objective, windows, steps, self._training, self.processes)
+            _, figures = train_prior(folder, objective, windows, steps, self.training, self.processes)
             self._finish(folder, {**figures, "depth": config.depth})
         # From the run's state, which is whole where the trained network was divided over processes.
         prior = Prior(config)
@@ -253,19 +268,45 @@ class Work:
         trained = [other for other in self.levels if self.is_done(name, other)]
         return name if level in trained or not trained or level > min(trained) else UPSAMPLERS
 
-    def export(self, name: str, out: Path, base: Path | None = None, own: Collection[int] | None = None) -> None:
+    def export(
+        self,
+        name: str,
+        out: Path,
+        base: Path | None = None,
+        own: Collection[int] | None = None,
+        overwrite: bool = False,
+    ) -> None:
         """Write a system's stack as a checkpoint folder that the engine loads (FP16 safetensors); with `base`, another
-        such folder, only the files that differ from its. `own` as for `source`. Raises NotTrained."""
+        such folder, only the files that differ from its. `own` as for `source`. What is in `out` beside stays.
+
+        `out` holds no checkpoint, or the one that it held, until the new one is whole.
+
+        Raises:
+            NotTrained: a prior of it is not done.
+            ValueError: `out` holds a checkpoint already, and is not to be overwritten, or cannot be written to.
+        """
+        config_file, files = checkpoint.CONFIG_FILE, checkpoint.network_files(self.preset.config)
+        if not overwrite and (held := [file for file in (config_file, *files) if (out / file).exists()]):
+            raise ValueError(f"{out / held[0]} exists; give another --out, or --overwrite to replace the checkpoint")
+        if base and out.exists() and base.samefile(out):
+            raise ValueError(f"--base {base} is what is written: give another folder")
         networks: dict[str, Any] = {checkpoint.VQVAE_FILE: self.vqvae(self.levels)}
         priors = [self.prior(self.source(name, level, own), level) for level in reversed(self.levels)]
         networks |= {checkpoint.prior_file(level): prior for level, prior in enumerate(priors)}
         config = JukeboxConfig(self.preset.config.vqvae, tuple(prior.config for prior in priors))
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as whole:
+            for file, network in networks.items():
+                checkpoint.save_network(Path(whole) / file, network)
+            # Without its config a folder is no checkpoint.
+            (out / config_file).unlink(missing_ok=True)
+            for file in networks:
+                new = Path(whole) / file
+                if base and (base / file).exists() and (base / file).read_bytes() == new.read_bytes():
+                    (out / file).unlink(missing_ok=True)
+                else:
+                    os.replace(new, out / file)
         checkpoint.save_config(out, config, os.path.relpath(base, out) if base else None)
-        for file, network in networks.items():
-            path = out / file
-            checkpoint.save_network(path, network)
-            if base and (base / file).exists() and (base / file).read_bytes() == path.read_bytes():
-                path.unlink()
 
     def _check(self, *runs: tuple[str, int]) -> None:
         for name, level in runs:

@@ -38,7 +38,7 @@ def prior_file(level: int) -> str:
     return f"prior_{level}.safetensors"
 
 
-VQVAE_FILE = "vqvae.safetensors"
+CONFIG_FILE, VQVAE_FILE = "config.json", "vqvae.safetensors"
 
 
 def network_files(config: JukeboxConfig) -> list[str]:
@@ -59,7 +59,7 @@ def save_config(folder: Path, config: JukeboxConfig, base: str | None = None) ->
     folder.mkdir(parents=True, exist_ok=True)
     values = {"format": FORMAT, **({"base": base} if base else {}), **to_json(config)}
     text = json.dumps(values, indent=2) + "\n"
-    _replace(folder / "config.json", lambda path: path.write_text(text))
+    _replace(folder / CONFIG_FILE, lambda path: path.write_text(text))
 
 
 def save_network(path: Path, network: nn.Module, dtype: torch.dtype = torch.float16) -> None:
@@ -95,7 +95,7 @@ def load_config(folder: Path) -> JukeboxConfig:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """The values of a `config.json`, `base` with them. Raises CheckpointError."""
-    path = folder / "config.json"
+    path = folder / CONFIG_FILE
     try:
         values = json.loads(path.read_text())
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
@@ -202,7 +202,7 @@ def _name(network: nn.Module) -> str:
 
 def fingerprint(folder: Path) -> str:
     """A short identity of a folder's weights: its config, and every byte of its files."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes())
     for name in network_files(load_config(folder)):
         path = network_path(folder, name)
         if path.exists():

@@ -1,7 +1,10 @@
 """`fastjukebox-train` from nothing to a stack that samples, and what it says to mistakes."""
 
 import contextlib
+import dataclasses
+import errno
 import json
+import os
 import shutil
 
 import numpy as np
@@ -9,43 +12,96 @@ import pytest
 import soundfile
 import torch
 from click.testing import CliRunner
-from fastjukebox.distill import __main__ as entry
 from fastjukebox.distill import commands
+from fastjukebox.distill import work as work_module
 from fastjukebox.distill.commands import train
+from fastjukebox.distill.dry_run import describe
 from fastjukebox.distill.parallel import Processes
 from fastjukebox.distill.pipeline import Stage, StageFailed, stages
+from fastjukebox.distill.presets import PRESETS
 from fastjukebox.distill.systems import SYSTEMS
+from fastjukebox.distill.trainer import TrainingDiverged
 from fastjukebox.distill.work import NotTrained, Work
+from fastjukebox.engine import checkpoint
 from fastjukebox.engine.jukebox import Jukebox
 from fastjukebox.engine.sampler import SamplingParams
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("work") / "w"
-
-    def command(*words, preset="tiny"):
-        options = ["--work", str(folder), "--preset", preset, "--threads", "1", "--device", "cpu"]
-        return CliRunner().invoke(train, [words[0], *options, *words[1:]], catch_exceptions=True)
-
-    command.folder = folder
-    return command
+def test_later_commands_take_the_folders_preset_and_seed(stack, tmp_path, refused):
+    done = CliRunner().invoke(train, ["eval", "--work", str(stack), "--level", "2", "--device", "auto"])
+    assert done.exit_code == 0 and f"{stack}: preset tiny, seed 0; on c" in done.output
+    for option, value in (("--preset", "demo"), ("--seed", "3")):
+        assert "was begun with" in refused(stack, "eval", option, value)
+    (tmp_path / "preset.json").write_text("{")
+    assert "preset.json is damaged" in refused(tmp_path, "eval")
 
 
-@pytest.fixture(scope="module")
-def stack(run):
-    """Everything that a teacher's stack and one student need, by the commands that a user types."""
-    for words in (
-        ("corpus",),
-        ("vqvae",),
-        ("encode",),
-        ("prior", "--system", "teacher-72"),
-        ("distill", "--system", "student-18-layers", "--level", "2"),
-        ("distill", "--system", "student-18", "--level", "2"),
-    ):
-        done = run(*words)
-        assert done.exit_code == 0, (words, done.output, done.exception)
-    return run.folder
+@pytest.mark.parametrize("device", ["foo", "cuda:99"])
+def test_a_device_that_is_not_there_is_one_line(tmp_path, refused, device):
+    assert f"--device {device} cannot be used" in refused(tmp_path, "corpus", "--device", device)
+
+
+def test_without_audio_or_corpus_the_way_is_told(tmp_path, refused):
+    assert "--audio FOLDER, or run `fastjukebox-train corpus`" in refused(tmp_path / "w", "vqvae")
+
+
+def test_an_export_replaces_nothing_unasked(stack, tmp_path, refused):
+    words = ["export", "--system", "teacher-72", "--out", str(tmp_path / "out")]
+    options = ["--work", str(stack), "--device", "cpu"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert CliRunner().invoke(train, [*words, *options]).exit_code == 0
+    assert "--overwrite" in refused(stack, *words)
+    # A file without a config is one too.
+    (tmp_path / "out" / "config.json").unlink()
+    assert "vqvae.safetensors exists" in refused(stack, *words)
+    assert CliRunner().invoke(train, [*words, *options, "--overwrite"]).exit_code == 0
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_an_export_that_fails_leaves_the_checkpoint_of_before(stack, tmp_path, monkeypatch):
+    work, save_network = Work(stack, "tiny"), checkpoint.save_network
+    work.export("teacher-72", tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(path, network, **settings):
+        if path.name == "prior_1.safetensors":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save_network(path, network, **settings)
+
+    monkeypatch.setattr(checkpoint, "save_network", full)
+    for out in (tmp_path, tmp_path / "new"):
+        with pytest.raises(OSError, match="No space left"):
+            work.export("teacher-72", out, overwrite=True)
+    assert not any((tmp_path / "new").iterdir())
+    (tmp_path / "new").rmdir()
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_a_second_stage_may_have_a_rate_of_its_own(stack, monkeypatch):
+    demo, names = PRESETS["demo"], ("student-18-layers", "student-18", "student-24")
+    rates = {level: [demo.rate(SYSTEMS[name], level) for name in names] for level in range(3)}
+    assert rates == {0: [0.3, 0.3, 0.3], 1: [0.5, 0.12, 0.12], 2: [1.0, 1.0, 1.0]}
+    assert PRESETS["demo-new-layers"].rate(SYSTEMS["student-18"], 1) == 1.0
+    tiny = PRESETS["tiny"]
+    epochs = tuple(dataclasses.replace(each, prediction_rate=0.1) for each in tiny.epochs)
+    monkeypatch.setitem(PRESETS, "tiny", dataclasses.replace(tiny, epochs=epochs))
+    work, trained = Work(stack, "tiny"), []
+
+    def train_prior(folder, objective, windows, steps, settings, processes):
+        trained.append(settings)
+        raise TrainingDiverged
+
+    monkeypatch.setattr(work_module, "train_prior", train_prior)
+    lines = []
+    for name, rate in (("student-18-layers", 1.0), ("student-18", 0.1)):
+        with pytest.raises(TrainingDiverged):
+            work.train_system(name, 2)
+        lines += describe(work, name, 2)
+        assert trained[-1] == tiny.prior.slower(rate)
+    assert "learning rate 0.0015 (0.02 of matrices)" in lines[0]
+    assert "learning rate 0.00015 (0.002 of matrices)" in lines[1]
 
 
 def test_an_exported_stack_samples(stack, run, tmp_path):
@@ -62,7 +118,7 @@ def test_a_stack_shares_files_with_its_base(stack, run, tmp_path):
         # Levels 0 and 1 of student-18 are not trained here.
         assert (done.exit_code == 0) == (name == "teacher-72"), done.output
     work = Work(stack, "tiny")
-    work.export("teacher-72", out, base)
+    work.export("teacher-72", out, base, overwrite=True)
     assert sorted(path.name for path in out.iterdir()) == ["config.json"]
     params = SamplingParams(seconds=0.1, seed=1)
     whole, shared = (Jukebox.from_pretrained(folder).sample(params) for folder in (base, out))
@@ -113,27 +169,9 @@ def test_what_is_done_is_not_done_again(stack, run):
 
 def test_dry_run_tells_parameters_memory_and_steps(stack, run):
     done = run("distill", "--system", "student-24", "--dry-run")
-    lines = done.output.splitlines()
+    lines = done.stdout.splitlines()
     assert done.exit_code == 0 and len(lines) == 3
     assert "6 layers of width 16" in lines[0] and "parameters" in lines[0] and "GB" in lines[0] and "steps" in lines[0]
-
-
-@pytest.fixture
-def refused(monkeypatch, capsys):
-    """The one line that a command's refusal prints."""
-
-    def command(folder, *words):
-        words = [words[0], "--work", str(folder), "--preset", "tiny", "--device", "cpu", *words[1:]]
-        monkeypatch.setattr("sys.argv", ["fastjukebox-train", *words])
-        # What the test itself printed before.
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            entry.main()
-        lines = capsys.readouterr().err.splitlines()
-        assert stop.value.code == 2 and len(lines) == 1, lines
-        return lines[0]
-
-    return command
 
 
 def test_mistakes_get_one_line_that_says_what_to_do(stack, run, refused):
@@ -159,7 +197,7 @@ def test_a_stage_that_failed_is_told_in_one_line(tmp_path, monkeypatch, refused)
 
 
 def test_dry_run_tells_the_network_that_a_teacher_grows_from(stack, run):
-    lines = run("prior", "--system", "teacher-72", "--dry-run").output.splitlines()
+    lines = run("prior", "--system", "teacher-72", "--dry-run").stdout.splitlines()
     # Level 1 grows from none.
     assert [line.split(":")[0] for line in lines] == [
         "teacher-72 level 2, before it grows",

@@ -7,11 +7,14 @@ import signal
 
 import pytest
 import torch
-from fastjukebox.distill.trainer import Budget, TrainingDiverged, TrainingStopped, read_figures, train, write_figures
+from fastjukebox.distill.run_folder import read_figures, write_figures
+from fastjukebox.distill.trainer import Budget, TrainingDiverged, TrainingStopped, train
 from torch import nn
 
 
-def run(folder, steps, stop_after=None, loss_at=lambda step: 1.0, planned=None, **changes):
+def run(
+    folder, steps, stop_after=None, loss_at=lambda step: 1.0, planned=None, spoil=None, number=signal.SIGTERM, **changes
+):
     """Train a small network; a signal to this process comes after `stop_after` steps."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 1))
@@ -23,7 +26,10 @@ def run(folder, steps, stop_after=None, loss_at=lambda step: 1.0, planned=None, 
 
     def after(step):
         if stop_after is not None and step + 1 == stop_after:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
+        if step == spoil:
+            with torch.no_grad():
+                network[0].bias[0] = torch.nan
 
     budget = Budget(planned or steps, 1e-2, warm_up=2, log_every=2, **changes)
     progress = train(folder, budget, network, optimizer, step_loss, after_step=after)
@@ -59,10 +65,37 @@ def test_divergence_stops_with_the_step_and_keeps_the_last_good_state(tmp_path, 
     with pytest.raises(TrainingStopped):
         run(tmp_path, 9, stop_after=4)
     before = (tmp_path / "state.pt").read_bytes()
-    with pytest.raises(TrainingDiverged, match=r"at step 6 .*state.pt is kept"):
+    with pytest.raises(TrainingDiverged, match=r"at step 6 .*state.pt, saved before that, is kept"):
         run(tmp_path, 9, loss_at=lambda step: value if step == 6 else 1.0)
     assert (tmp_path / "state.pt").read_bytes() == before
     assert run(tmp_path, 9)[1].step == 9
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(tmp_path):
+    with pytest.raises(TrainingStopped):
+        run(tmp_path, 4, stop_after=2)
+    before = (tmp_path / "state.pt").read_bytes()
+    # The last step's: no loss comes after it.
+    with pytest.raises(TrainingDiverged, match=r"after step 4 a weight .*state.pt, saved before that, is kept"):
+        run(tmp_path, 4, spoil=3)
+    assert (tmp_path / "state.pt").read_bytes() == before
+    with pytest.raises(TrainingDiverged, match="nothing was saved"):
+        run(tmp_path / "new", 4, spoil=3)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_has_the_signals_exit_code(tmp_path, number, code):
+    with pytest.raises(TrainingStopped) as stopped:
+        run(tmp_path, 4, stop_after=2, number=number)
+    assert stopped.value.exit_code == code
+
+
+def test_signals_that_are_ignored_stay_so(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert run(tmp_path, 4, stop_after=2, number=signal.SIGINT)[1].step == 4
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_signal_handlers_are_given_back(tmp_path):

@@ -150,7 +150,7 @@ PRESETS: dict[str, Preset] = {
         # level at 18 layers, 1.2 million at 72, and 1.2 to 1.3 million for a student; 2.2 million for plain ones. The
         # longer a network has learned before it grows, the less its layers should be moved at once.
         epochs=(
-            Epochs(teacher=0.03, layers=0.005, prediction=0.03, shallow=0.16, grown_rate=0.08, copied_rate=0.3),
+            Epochs(0.03, 0.005, 0.03, shallow=0.16, grown_rate=0.08, copied_rate=0.3, prediction_rate=0.08),
             Epochs(0.13, 0.026, 0.11, shallow=1.0, grown_rate=0.08, copied_rate=0.5, prediction_rate=0.12),
             Epochs(teacher=0.52, layers=0.1, prediction=0.42, shallow=1.9, plain=0.93),
         ),

@@ -82,7 +82,7 @@ def test_an_export_that_fails_leaves_the_checkpoint_of_before(stack, tmp_path, m
 def test_a_second_stage_may_have_a_rate_of_its_own(stack, monkeypatch):
     demo, names = PRESETS["demo"], ("student-18-layers", "student-18", "student-24")
     rates = {level: [demo.rate(SYSTEMS[name], level) for name in names] for level in range(3)}
-    assert rates == {0: [0.3, 0.3, 0.3], 1: [0.5, 0.12, 0.12], 2: [1.0, 1.0, 1.0]}
+    assert rates == {0: [0.3, 0.08, 0.08], 1: [0.5, 0.12, 0.12], 2: [1.0, 1.0, 1.0]}
     assert PRESETS["demo-new-layers"].rate(SYSTEMS["student-18"], 1) == 1.0
     tiny = PRESETS["tiny"]
     epochs = tuple(dataclasses.replace(each, prediction_rate=0.1) for each in tiny.epochs)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 import torch
 
+from ..engine import version
 from .audio_folder import HELD_OUT
 from .dry_run import describe
 from .parallel import own_device, processes
@@ -99,6 +100,7 @@ def chosen_audio(work: Work, audio: Path | None, held_out: float | None) -> tupl
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(version(), message="fastjukebox %(version)s")
 def train() -> None:
     """Train VQ-VAEs, teachers and students for fastjukebox. Start a command with torchrun to use several devices."""
 

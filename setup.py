@@ -39,7 +39,11 @@ class OptionalBuild(build_ext):
 setup(
     packages=list(PACKAGES),
     package_dir=PACKAGES,
-    package_data={"fastjukebox.engine": ["demo/*", "demo/*/*"], "fastjukebox.kernels": ["csrc/*"]},
+    package_data={
+        "fastjukebox.engine": ["py.typed", "demo/*", "demo/*/*"],
+        "fastjukebox.kernels": ["py.typed", "csrc/*"],
+        "fastjukebox.distill": ["py.typed"],
+    },
     ext_modules=[
         # A plain library behind ctypes: no Python or PyTorch headers are used.
         Extension(

@@ -8,7 +8,6 @@ plan becomes the manifest when the last shard is whole. A killed run goes on wit
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -18,11 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from ..engine.config import to_json
-from ..engine.vqvae import VQVAE
+from ..engine.vqvae import VQVAE, fingerprint
 from .audio_folder import Scan, Skipped, Song, label_key, list_files, read, read_labels, scan, unmatched_labels
 from .run_folder import write_json
 
@@ -31,15 +28,6 @@ FORMAT = 1
 
 class StoreError(ValueError):
     """A code store that cannot be written or read; the message says what to do."""
-
-
-def fingerprint(vqvae: VQVAE) -> str:
-    """A short identity of a VQ-VAE: its config and all its weights, as FP32."""
-    digest = hashlib.sha256(json.dumps(to_json(vqvae.config), sort_keys=True).encode())
-    for name, tensor in sorted(vqvae.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def write_store(

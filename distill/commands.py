@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 import torch
 
+from ..engine import version
 from .audio_folder import HELD_OUT
 from .dry_run import describe
 from .parallel import device_name, own_device, processes
@@ -126,6 +127,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(version(), message="fastjukebox %(version)s")
 def train() -> None:
     """Train VQ-VAEs, teachers and students for fastjukebox. Start a command with torchrun to use several devices."""
 

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    __version__: str
     from .audio import AudioError
     from .checkpoint import CheckpointError
     from .config import JukeboxConfig, PriorConfig, VQVAEConfig
@@ -28,6 +29,7 @@ __all__ = [
     "RunError",
     "SamplingParams",
     "VQVAEConfig",
+    "__version__",
 ]
 
 _MODULES = {
@@ -46,7 +48,19 @@ _MODULES = {
 }
 
 
+def version() -> str:
+    """The installed version; in a checkout that is not installed, "not installed"."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("fastjukebox")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return version()
     # On first use: torch takes seconds to import, which `fastjukebox --help` should not wait for.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

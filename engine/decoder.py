@@ -5,6 +5,7 @@ prior. `BACKENDS` lists them with what they need; one is chosen once, by name or
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from . import graph_decoder
 from .kv_cache import KVCache
 from .prior import Prior
 from .threads import one_thread
+
+logger = logging.getLogger("fastjukebox")
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,11 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> Backe
     """
     if name in ("auto", "auto-int8"):
         found = [backend for backend in BACKENDS if backend.automatic and backend.missing(device, dtype) is None]
-        return min(found, key=lambda backend: backend.int8 != (name == "auto-int8"))
+        chosen = min(found, key=lambda backend: backend.int8 != (name == "auto-int8"))
+        if chosen.name == "eager" and device.type == "cpu":
+            reason = _native_missing(device, dtype)
+            logger.warning("decoding with the eager decoder, which is slow: the native one cannot run (%s)", reason)
+        return chosen
     for backend in BACKENDS:
         if backend.name == name:
             reason = backend.missing(device, dtype)

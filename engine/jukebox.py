@@ -16,7 +16,8 @@ from .audio import AudioError, AudioLike, read_audio, write_audio
 from .decoder import choose_backend
 from .prior import Prior
 from .runs import Request, Run, RunError
-from .sampler import ProgressCallback, Sampling, SamplingParams
+from .sampler import CodesLike, ProgressCallback, Sampling, SamplingParams, as_codes
+from .vqvae import fingerprint
 
 logger = logging.getLogger("fastjukebox")
 # The demo stack is student-18's; the others share what they can with it.
@@ -28,7 +29,8 @@ MODELS = {
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-@dataclass(frozen=True)
+# Tensors have no single answer to ==.
+@dataclass(frozen=True, eq=False)
 class Result:
     """What was sampled.
 
@@ -129,19 +131,21 @@ class Jukebox:
         samples = samples[:, :whole].to(self.device)
         return [self.vqvae.encode(samples, level).cpu() for level in range(levels)]
 
-    def decode(self, codes: Tensor, level: int = 0) -> Tensor:
-        """Audio, FP32 [items, samples], of codes [items, n] of a level. Raises ValueError on either out of range."""
+    def decode(self, codes: CodesLike, level: int = 0) -> Tensor:
+        """Audio, FP32 [items, samples], of codes [items, n] or [n] of a level. Raises ValueError on what is no codes,
+        and on a level or codes out of range."""
         size, levels = self.config.vqvae.codebook_size, self.config.vqvae.levels
         if not 0 <= level < levels:
             raise ValueError(f"level {level} does not exist; the model has levels 0 to {levels - 1}")
-        if codes.dim() != 2 or not codes.numel() or not 0 <= int(codes.min()) <= int(codes.max()) < size:
-            raise ValueError(f"codes must be [items, n], n > 0, with values 0 to {size - 1}; got {tuple(codes.shape)}")
-        return self.vqvae.decode(codes.to(self.device), level).cpu()
+        known = as_codes(codes, level)
+        if not known.numel() or not 0 <= int(known.min()) <= int(known.max()) < size:
+            raise ValueError(f"codes must be [items, n], n > 0, with values 0 to {size - 1}; got {tuple(known.shape)}")
+        return self.vqvae.decode(known.to(self.device), level).cpu()
 
     def sample(
         self,
         params: SamplingParams,
-        codes: Sequence[Tensor] | None = None,
+        codes: Sequence[CodesLike | None] | None = None,
         *,
         order: str = "level",
         run_dir: str | Path | None = None,
@@ -151,8 +155,8 @@ class Jukebox:
     ) -> Result:
         """Sample `params.num_samples` items.
 
-        codes: per level [items, n] (or [1, n] for all items), the finest first, that are given; every level goes on
-            from its own.
+        codes: per level [items, n] (or [1, n] or [n] for all items), the finest first, that are given, of this
+            model's VQ-VAE; None where there are none. Every level goes on from its own.
         order: "level", one prior in memory at a time, or "time"; both give the same codes. Where priors are small and
             there are several cores, windows of all levels are sampled at the same time instead (overlap.py).
         run_dir: saved there after each window; `resume` goes on from it. `overwrite` replaces a run that stands there.
@@ -185,29 +189,30 @@ class Jukebox:
             )
         return self.sample(params, self.encode(samples), **options)  # pyright: ignore[reportArgumentType]
 
-    def upsample(self, codes: Sequence[Tensor | None], params: SamplingParams, **options: object) -> Result:
+    def upsample(self, codes: Sequence[CodesLike | None], params: SamplingParams, **options: object) -> Result:
         """Sample the levels below the given ones.
 
-        codes: per level, the finest first; None or empty for the levels to be sampled. `params.seconds` defaults to
-        what the coarsest given level covers. `options` are those of `sample`.
+        codes: per level, the finest first; None or empty for the levels to be sampled. `params.seconds` is at most, and
+        by default, what the coarsest given level covers. `options` are those of `sample`.
         """
-        given = [level for level, tensor in enumerate(codes) if tensor is not None and tensor.shape[1]]
-        levels = self.config.vqvae.levels
-        if len(codes) != levels or not given:
-            raise ValueError(f"upsample needs codes of a level above 0, as a list of {levels} levels, the finest first")
+        known = self._known(codes)
+        given = [level for level, tensor in enumerate(known) if tensor.shape[1]]
+        if not given:
+            raise ValueError(f"upsample needs codes of a level above 0, as a list of {len(known)}, the finest first")
+        covered = known[given[-1]].shape[1] * self.config.vqvae.samples_per_code(given[-1])
         if params.seconds is None:
-            top = codes[given[-1]]
-            assert top is not None
-            covered = top.shape[1] * self.config.vqvae.samples_per_code(given[-1])
             params = replace(params, seconds=covered / self.sample_rate)
-        empty = torch.zeros(params.num_samples, 0, dtype=torch.long)
-        known = [empty if tensor is None else tensor for tensor in codes]
+        elif round(params.seconds * self.sample_rate) > covered:
+            raise ValueError(
+                f"the level {given[-1]} codes cover {covered / self.sample_rate:.3f} s, not {params.seconds:g} s: "
+                "leave out the seconds, or let `sample` go on from these codes"
+            )
         return self.sample(params, known, **options)  # pyright: ignore[reportArgumentType]
 
     def stream(
         self,
         params: SamplingParams,
-        codes: Sequence[Tensor] | None = None,
+        codes: Sequence[CodesLike | None] | None = None,
         *,
         run_dir: str | Path | None = None,
         overwrite: bool = False,
@@ -237,11 +242,11 @@ class Jukebox:
         request = run.request
         folder = Path(request.model) if model is None else _model_folder(model)
         try:
-            fingerprint = checkpoint.fingerprint(folder)
+            weights = checkpoint.fingerprint(folder)
         except OSError as error:
             where = "it has moved? --model says where to"
             raise RunError(f"{run.folder} needs its model, in {folder}: {error.strerror}; {where}") from None
-        if fingerprint != request.fingerprint:
+        if weights != request.fingerprint:
             raise RunError(f"{run.folder} was begun with other weights than {folder} holds")
         jukebox = cls.from_pretrained(folder, request.device, request.dtype, request.backend)
         run.acquire()
@@ -252,7 +257,17 @@ class Jukebox:
             raise RunError(f"{run.folder / 'codes.safetensors'} is not of this run: {error}") from None
         return jukebox._finish(sampling, run, "level", progress)
 
-    def _prepare(self, params: SamplingParams, codes: Sequence[Tensor] | None) -> Sampling:
+    def _known(self, codes: Sequence[CodesLike | None] | None) -> list[Tensor]:
+        """Codes that are given, per level [items, n], [1, 0] where there are none."""
+        levels = self.config.vqvae.levels
+        if codes is None:
+            codes = [None] * levels
+        if not isinstance(codes, (list, tuple)) or len(codes) != levels:
+            count = f", not of {len(codes)}" if isinstance(codes, (list, tuple)) else ""
+            raise ValueError(f"codes must be a list of {levels} levels, the finest first{count}")
+        return [as_codes(given, level) for level, given in enumerate(codes)]
+
+    def _prepare(self, params: SamplingParams, codes: Sequence[CodesLike | None] | None) -> Sampling:
         if params.seconds is None:
             raise ValueError("seconds is needed: the length of the result")
         for prior in self.config.priors:
@@ -265,11 +280,7 @@ class Jukebox:
                     f"{path} does not exist: sampling down to level {params.level} needs it"
                 )
         samples = max(1, round(params.seconds * self.sample_rate))
-        levels, items = self.config.vqvae.levels, params.num_samples
-        known = list(codes) if codes is not None else [torch.zeros(items, 0, dtype=torch.long)] * levels
-        if len(known) != levels:
-            raise ValueError(f"codes are for {len(known)} levels, the model has {levels}")
-        known = [tensor.expand(items, -1) if len(tensor) == 1 else tensor for tensor in known]
+        known = [tensor.expand(params.num_samples, -1) if len(tensor) == 1 else tensor for tensor in self._known(codes)]
         sampling = Sampling(self.config, params, samples, known)
         if sampling.filled[params.level] >= sampling.plans[params.level].length:
             raise ValueError(
@@ -291,6 +302,7 @@ class Jukebox:
             device=str(self.device),
             dtype=_dtype_name(self.dtype),
             output=output,
+            vqvae=fingerprint(self.vqvae),
         )
         known = [codes[:, :filled] for codes, filled in zip(sampling.codes, sampling.filled, strict=True)]
         return Run.create(Path(run_dir), request, known, overwrite)

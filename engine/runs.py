@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from .sampler import SamplingParams
 
 FORMAT = 1
+_OWN_FILES = {"codes.safetensors", ".codes.safetensors.new", ".request.json.new"}
 
 
 class RunError(ValueError):
@@ -29,8 +30,8 @@ class RunError(ValueError):
 
 @dataclass(frozen=True)
 class Request:
-    """All that decides the bytes of a result. `samples` is the length of the audio, `model` the folder it came from and
-    `fingerprint` the identity of its weights."""
+    """All that decides the bytes of a result. `samples` is the length of the audio, `model` the folder it came from,
+    `fingerprint` the identity of its weights and `vqvae` that of its VQ-VAE."""
 
     params: SamplingParams
     samples: int
@@ -40,6 +41,7 @@ class Request:
     device: str
     dtype: str
     output: str | None = None
+    vqvae: str | None = None
     format: int = FORMAT
 
 
@@ -53,7 +55,7 @@ class Run:
     @classmethod
     def create(cls, folder: Path, request: Request, codes: Sequence[Tensor], overwrite: bool = False) -> Run:
         """Make the directory with the codes that are known from the start, and `acquire` it. Raises RunError where one
-        stands already; one that is to be replaced is still there if the new one cannot be made."""
+        stands already, or what is no run; one that is to be replaced is still there if the new one cannot be made."""
         run = cls(folder, request)
         text = json.dumps(dataclasses.asdict(request), indent=2) + "\n"
         if (folder / "request.json").exists() and not overwrite:
@@ -63,8 +65,11 @@ class Run:
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            # A run that was killed while it was made has no request yet.
+            if not (folder / "request.json").exists() and set(os.listdir(folder)) - _OWN_FILES:
+                raise RunError(f"{folder} holds other files and no run: choose a new or empty folder for the run")
             run.acquire()
-            new_codes = run._written("codes.safetensors", lambda path: save_codes(path, codes))
+            new_codes = run._written("codes.safetensors", lambda path: save_codes(path, codes, request.vqvae))
             new_request = run._written("request.json", lambda path: path.write_text(text))
             # An old run's codes must not be taken for the new request's: that goes first, and this comes last.
             (folder / "request.json").unlink(missing_ok=True)
@@ -91,14 +96,15 @@ class Run:
             raise RunError(f"{path} cannot be read: {error}") from None
         return cls(folder, request)
 
-    def load(self) -> list[Tensor]:
-        """The codes so far, per level [items, n], the finest level first."""
-        return load_codes(self.folder / "codes.safetensors")
+    def load(self, vqvae: str | None = None) -> list[Tensor]:
+        """The codes so far, per level [items, n], the finest level first; see `load_codes`."""
+        return load_codes(self.folder / "codes.safetensors", vqvae)
 
     def save(self, codes: Sequence[Tensor]) -> None:
         """Replace the codes on disk; after a crash or a full disk the old or the new ones are there, whole."""
         try:
-            self._replace("codes.safetensors", self._written("codes.safetensors", lambda path: save_codes(path, codes)))
+            new = self._written("codes.safetensors", lambda path: save_codes(path, codes, self.request.vqvae))
+            self._replace("codes.safetensors", new)
         except (OSError, SafetensorError) as error:
             raise RunError(
                 f"cannot save to {self.folder}: {_reason(error)}; what was saved before is valid: mend that and run "
@@ -152,16 +158,19 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def save_codes(path: Path, codes: Sequence[Tensor]) -> None:
-    """Write codes, per level [items, n], to a safetensors file of int32 tensors level_0, level_1, ..."""
-    save_file({f"level_{level}": tensor.to(torch.int32).contiguous() for level, tensor in enumerate(codes)}, path)
+def save_codes(path: Path, codes: Sequence[Tensor], vqvae: str | None = None) -> None:
+    """Write codes, per level [items, n], to a safetensors file of int32 tensors level_0, level_1, ..., and with them
+    the fingerprint of the VQ-VAE whose codes they are."""
+    tensors = {f"level_{level}": tensor.to(torch.int32).contiguous() for level, tensor in enumerate(codes)}
+    # A file that safetensors makes is for its owner alone, whatever the umask.
+    path.write_bytes(save(tensors, {"vqvae": vqvae} if vqvae else None))
 
 
-def write_codes(path: Path, codes: Sequence[Tensor]) -> None:
+def write_codes(path: Path, codes: Sequence[Tensor], vqvae: str | None = None) -> None:
     """`save_codes`, but the file appears whole or not at all. Raises RunError."""
     temporary = path.with_name(f".{path.name}.new")
     try:
-        save_codes(temporary, codes)
+        save_codes(temporary, codes, vqvae)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot write {path}: {_reason(error)}") from None
@@ -169,12 +178,18 @@ def write_codes(path: Path, codes: Sequence[Tensor]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load_codes(path: Path) -> list[Tensor]:
-    """What `save_codes` wrote, as int64. Raises RunError."""
+def load_codes(path: Path, vqvae: str | None = None) -> list[Tensor]:
+    """What `save_codes` wrote, as int64. vqvae: the fingerprint of the VQ-VAE that they are meant for; files that do
+    not say whose their codes are pass. Raises RunError."""
     try:
-        tensors = load_file(path)
-        return [tensors[f"level_{level}"].long() for level in range(len(tensors))]
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            codes = [file.get_tensor(f"level_{level}").long() for level in range(len(names))]
+            made_by = (file.metadata() or {}).get("vqvae")
     except FileNotFoundError:
         raise RunError(f"{path} does not exist") from None
     except (SafetensorError, KeyError, OSError) as error:
         raise RunError(f"{path} holds no codes: {error}") from None
+    if vqvae and made_by and made_by != vqvae:
+        raise RunError(f"{path} holds codes of another VQ-VAE: --model must name a model with the one that made them")
+    return codes

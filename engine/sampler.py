@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from .windows import LevelPlan, Window, plan_levels, schedule
 
 # A 16-bit wav of 44.1 kHz holds 13.5 hours.
 MAX_SECONDS = 12 * 3600
+CodesLike: TypeAlias = Tensor | np.ndarray | Sequence[int] | Sequence[Sequence[int]]
 # Below, logits / temperature come near what FP32 can hold.
 MIN_TEMPERATURE = 1e-6
 
@@ -98,6 +100,21 @@ class SamplingParams:
         if len(value) != levels:
             raise ValueError(f"{name} has {len(value)} values, the model has {levels} levels")
         return value
+
+
+def as_codes(codes: CodesLike | None, level: int) -> Tensor:
+    """Codes of a level, int64 [items, n] on the host, of whole numbers [items, n], or [n] for one item; [1, 0] of None.
+    Raises ValueError on anything else."""
+    try:
+        # A copy: PyTorch takes no array that is reversed or read-only.
+        found = torch.as_tensor(codes.copy() if isinstance(codes, np.ndarray) else [] if codes is None else codes)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"level {level} codes must be whole numbers [items, n]: {error}") from None
+    inexact = found.dtype == torch.bool or found.is_floating_point() or found.is_complex()
+    if (inexact and found.numel()) or found.dim() not in (1, 2):
+        shape = f"{str(found.dtype).removeprefix('torch.')} {tuple(found.shape)}"
+        raise ValueError(f"level {level} codes must be whole numbers [items, n], or [n] for one item, not {shape}")
+    return torch.atleast_2d(found.long().cpu())
 
 
 class Progress(NamedTuple):

@@ -8,6 +8,8 @@ block by block gives the same samples as one call.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import VQVAEConfig
+from .config import VQVAEConfig, to_json
 from .convolution import Conv, Downsampler, ResidualStack, Upsampler
 from .threads import side_by_side
 
@@ -195,3 +197,12 @@ def _in_blocks(
     pieces = [partial(block, item, lo) for item in range(items) for lo in range(start, stop, step)]
     parts = side_by_side(pieces, device)
     return torch.cat(parts, dim=1).unflatten(1, (items, -1))[0]
+
+
+def fingerprint(vqvae: VQVAE) -> str:
+    """A short identity of a VQ-VAE, which gives codes their meaning: its config and all its weights, as FP32."""
+    digest = hashlib.sha256(json.dumps(to_json(vqvae.config), sort_keys=True).encode())
+    for name, tensor in sorted(vqvae.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import click
 
+from .. import version
 from .options import PATH
+from .stopping import raise_when_stopped
 from .terminal import load_model, new_file, report
 
-_MODEL = click.option("--model", default="demo", show_default=True, metavar="NAME|FOLDER", help="Whose VQ-VAE.")
 _DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
 _OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the file that is written.")
 
@@ -20,7 +21,7 @@ _OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the file th
 @click.command(short_help="Turn an audio file into a codes file.")
 @click.argument("audio", type=PATH)
 @click.argument("codes", type=PATH)
-@_MODEL
+@click.option("--model", default="demo", show_default=True, metavar="NAME|FOLDER", help="Whose VQ-VAE.")
 @_DEVICE
 @_OVERWRITE
 def encode(audio: Path, codes: Path, model: str, device: str, overwrite: bool) -> None:
@@ -29,13 +30,15 @@ def encode(audio: Path, codes: Path, model: str, device: str, overwrite: bool) -
     Any rate and number of channels; what is left over after the last whole top-level code is left out.
     """
     from ..runs import write_codes
+    from ..vqvae import fingerprint
 
     if codes.suffix.lower() != ".safetensors":
         raise ValueError(f"{codes}: the ending of a codes file must be .safetensors")
     new_file(codes, overwrite)
     jukebox = load_model(model, device, None, "auto")
+    raise_when_stopped()
     found = jukebox.encode(audio)
-    write_codes(codes, found)
+    write_codes(codes, found, fingerprint(jukebox.vqvae))
     seconds = found[0].shape[1] * jukebox.config.vqvae.samples_per_code(0) / jukebox.sample_rate
     counts = ", ".join(f"{tensor.shape[1]:,} at level {level}" for level, tensor in enumerate(found))
     report([("wrote", str(codes)), ("audio", f"{seconds:.2f} s of {audio}"), ("codes", counts)])
@@ -45,20 +48,21 @@ def encode(audio: Path, codes: Path, model: str, device: str, overwrite: bool) -
 @click.argument("codes", type=PATH)
 @click.argument("out", type=PATH)
 @click.option("--level", type=int, help="Which level to decode.  [default: the finest given]")
-@_MODEL
+@click.option("--model", metavar="NAME|FOLDER", help="Whose VQ-VAE.  [default: that of a run, else demo]")
 @_DEVICE
 @_OVERWRITE
-def decode(codes: Path, out: Path, level: int | None, model: str, device: str, overwrite: bool) -> None:
+def decode(codes: Path, out: Path, level: int | None, model: str | None, device: str, overwrite: bool) -> None:
     """Turn CODES into the audio file OUT (.wav, .flac or .ogg).
 
     CODES is a codes file (.safetensors), a run directory, or the original's data.pth.tar.
     """
     from ..audio import check_output, output_files, write_audio
-    from .prompts import read_codes
+    from .prompts import own_model, read_codes
 
     check_output(out)
-    jukebox = load_model(model, device, None, "auto")
-    given, samples = read_codes(codes, jukebox.config.vqvae.levels)
+    jukebox = load_model(model or own_model(codes), device, None, "auto")
+    raise_when_stopped()
+    given, samples = read_codes(codes, jukebox)
     held = [k for k, tensor in enumerate(given) if tensor.shape[1]]
     level = held[0] if level is None else level
     if level not in held:
@@ -124,6 +128,7 @@ def convert(source: Path, out: Path, prior: tuple[str, ...], preset: tuple[str, 
     def progress(done: int, total: int, part: str) -> None:
         click.echo(f"{part} ({done} of {total})", err=True)
 
+    raise_when_stopped()
     config = openai_format.convert(
         source, priors, out, presets=presets, dtype=DTYPES[dtype] if dtype else None, progress=progress
     )
@@ -142,7 +147,7 @@ def info(model: str | None) -> None:
 
     cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     rows = [
-        ("fastjukebox", _version("fastjukebox")),
+        ("fastjukebox", version()),
         ("python", platform.python_version()),
         ("torch", torch.__version__),
         ("triton", _version("triton")),

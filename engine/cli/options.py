@@ -30,7 +30,7 @@ class Settings:
     level: int
     batch_size: int
     order: str
-    model: str
+    model: str | None
     device: str
     dtype: str | None
     backend: str
@@ -62,7 +62,11 @@ SAMPLING_OPTIONS = (
     click.option(
         "--order", type=click.Choice(("level", "time")), default="level", help="By time needs all levels in memory."
     ),
-    click.option("--model", default="demo", show_default=True, metavar="NAME|FOLDER", help="See `info` and `convert`."),
+    click.option(
+        "--model",
+        metavar="NAME|FOLDER",
+        help="See `info` and `convert`.  [default: that of the run that is given, else demo]",
+    ),
     click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ..."),
     click.option(
         "--dtype",

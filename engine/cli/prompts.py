@@ -13,6 +13,7 @@ from .. import openai_pickle
 from ..audio import read_audio
 from ..jukebox import Jukebox
 from ..runs import Run, load_codes
+from ..vqvae import fingerprint
 
 # Endings of files that hold codes; other files are taken for audio.
 CODES_SUFFIXES = (".safetensors", ".tar", ".pth", ".pt")
@@ -47,7 +48,7 @@ def prompt(
     audio, codes = None, []
     cut = None if prompt_seconds is None else max(1, round(prompt_seconds * rate))
     if holds_codes(source):
-        codes, samples = read_codes(source, vqvae.levels, item)
+        codes, samples = read_codes(source, jukebox, item)
         # Upper levels may reach beyond the audio; what was heard is the prompt.
         ends = [end for end in (cut, samples) if end is not None]
         if ends:
@@ -70,11 +71,13 @@ def prompt(
     return Given(codes, heard, None, f"{heard / rate:.2f} s of {_piece(source, item)}")
 
 
-def upper_codes(jukebox: Jukebox, source: Path, item: int | None, from_level: int | None, level: int) -> Given:
+def upper_codes(
+    jukebox: Jukebox, source: Path, item: int | None, from_level: int | None, level: int, seconds: float | None
+) -> Given:
     """The codes of `from_level` (None: the coarsest given) and above, for the levels from `level` to there to be
-    sampled; of several pieces, `item` (None: all). Raises ValueError."""
+    sampled; of several pieces, `item` (None: all). Raises ValueError, also where they do not cover `seconds`."""
     vqvae = jukebox.config.vqvae
-    codes, samples = read_codes(source, vqvae.levels, item)
+    codes, samples = read_codes(source, jukebox, item)
     held = [k for k, tensor in enumerate(codes) if tensor.shape[1]]
     holds = f"{_piece(source, item)} holds level {', '.join(map(str, held))}"
     keep = held[-1] if from_level is None else from_level
@@ -82,8 +85,14 @@ def upper_codes(jukebox: Jukebox, source: Path, item: int | None, from_level: in
         raise ValueError(f"--from-level {keep}: {holds}")
     if keep <= level:
         raise ValueError(f"level {keep} is kept and {level} is asked for, so nothing is left to sample; {holds}")
+    covered = codes[keep].shape[1] * vqvae.samples_per_code(keep)
+    if seconds is not None and round(seconds * jukebox.sample_rate) > covered:
+        raise ValueError(
+            f"level {keep} of {_piece(source, item)} covers {covered / jukebox.sample_rate:.3f} s, not {seconds:g} s: "
+            "leave out --seconds, or make it longer with `fastjukebox continue`"
+        )
     if samples is None:
-        samples = codes[keep].shape[1] * vqvae.samples_per_code(keep)
+        samples = covered
     kept = ", ".join(str(k) for k in held if k >= keep)
     codes = [tensor if k >= keep else tensor[:, :0] for k, tensor in enumerate(codes)]
     return Given(codes, 0, samples, f"level {kept} ({holds})")
@@ -98,22 +107,34 @@ def _piece(source: Path, item: int | None) -> str:
     return str(source) if item is None else f"piece {item} of {source}"
 
 
-def read_codes(source: Path, levels: int, item: int | None = None) -> tuple[list[Tensor], int | None]:
+def own_model(source: Path) -> str:
+    """The model to go on from `source` with, unless another is asked for: a run's own, else the demo. Raises
+    ValueError (RunError) where it is a folder without a run, or the run's model is not where it was."""
+    if not source.is_dir():
+        return "demo"
+    model = Run.open(source).request.model
+    if not Path(model).is_dir():
+        raise ValueError(f"{source} was made with the model in {model}, which is not there: --model says where it is")
+    return model
+
+
+def read_codes(source: Path, jukebox: Jukebox, item: int | None = None) -> tuple[list[Tensor], int | None]:
     """Codes per level [items, n], the finest first, empty where there are none, of all pieces or of `item`; the audio
     samples they stand for where the source, a run, says so.
 
     source: a run directory, our .safetensors, or the original's data.pth.tar.
 
     Raises:
-        ValueError (RunError, CheckpointError): it holds no codes, not of so many levels, or no such piece.
+        ValueError (RunError, CheckpointError): it holds no codes, those of another VQ-VAE than the model's, not of as
+            many levels, or no such piece.
     """
-    samples = None
+    samples, levels, vqvae = None, jukebox.config.vqvae.levels, fingerprint(jukebox.vqvae)
     codes: Sequence[Tensor | None]
     if source.is_dir():
         run = Run.open(source)
-        codes, samples = run.load(), run.request.samples
+        codes, samples = run.load(vqvae), run.request.samples
     elif source.suffix.lower() == ".safetensors":
-        codes = load_codes(source)
+        codes = load_codes(source, vqvae)
     else:
         codes = openai_pickle.load_codes(source)
     if len(codes) != levels:

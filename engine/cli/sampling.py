@@ -9,13 +9,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from .options import PATH, REPORT_OPTIONS, Settings, sampling_options, shared_help, with_options
-from .terminal import ProgressBar, Stopped, load_model, new_file, report
+from .stopping import Stopped, end_at_once, go_on_hint
+from .terminal import ProgressBar, load_model, new_file, report
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +58,7 @@ def continue_(prompt: Path, out: str, prompt_seconds: float | None, item: int | 
     """
     from . import prompts
 
+    settings = dataclasses.replace(settings, model=settings.model or prompts.own_model(prompt))
     seconds = settings.seconds or 0.0
     _sample(out, settings, lambda model: prompts.prompt(model, prompt, item, prompt_seconds, seconds, settings.level))
 
@@ -75,7 +78,9 @@ def upsample(codes: Path, out: str, from_level: int | None, item: int | None, se
     """
     from . import prompts
 
-    _sample(out, settings, lambda model: prompts.upper_codes(model, codes, item, from_level, settings.level))
+    settings = dataclasses.replace(settings, model=settings.model or prompts.own_model(codes))
+    keep = partial(prompts.upper_codes, from_level=from_level, level=settings.level, seconds=settings.seconds)
+    _sample(out, settings, lambda model: keep(model, codes, item))
 
 
 @click.command(short_help="Go on with an interrupted run.")
@@ -117,6 +122,7 @@ def resume(
 
         torch.set_num_threads(threads)
     started = time.monotonic()
+    end_at_once(lambda: go_on_hint(run))
     with ProgressBar(quiet) as bar:
         try:
             result = Jukebox.resume(run, bar, model)
@@ -156,7 +162,11 @@ def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | Non
         level=settings.level,
     )
     output, run = _check_output(out, settings, params.num_samples)
-    jukebox = load_model(settings.model, settings.device, settings.dtype, settings.backend, settings.threads)
+    if run:
+        made = _made(run)
+        end_at_once(lambda: "; nothing is saved yet" if _made(run) == made else go_on_hint(run))
+    model = settings.model or "demo"
+    jukebox = load_model(model, settings.device, settings.dtype, settings.backend, settings.threads)
     given = give(jukebox) if give else None
     if given:
         if settings.samples is None:
@@ -168,7 +178,7 @@ def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | Non
         raise ValueError("--stream is for one piece: --samples 1")
 
     if not settings.quiet and sys.stderr.isatty():
-        click.echo(f"{settings.model}: {jukebox.backend.name} decoder on {jukebox.device}", err=True)
+        click.echo(f"{model}: {jukebox.backend.name} decoder on {jukebox.device}", err=True)
     started = time.monotonic()
     with ProgressBar(settings.quiet) as bar:
         try:
@@ -199,6 +209,15 @@ def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | Non
     report(rows, err=output is None)
 
 
+def _made(run: Path) -> tuple[int, int] | None:
+    """Tells the run that stands there from the next that is made in its place; None where there is none."""
+    try:
+        status = (run / "request.json").stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
 def _audio_text(items: int, seconds: float) -> str:
     return f"{seconds:.2f} s" if items == 1 else f"{items} pieces of {seconds:.2f} s"
 
@@ -223,6 +242,8 @@ def _check_output(out: str, settings: Settings, items: int) -> tuple[Path | None
             "replace it with --overwrite, or give another OUT or --run"
         )
     for path in output_files(output, items) if output else ():
+        if run and run.resolve() == path.resolve():
+            raise ValueError(f"--run {run} is the file to be written: give the run's folder another name")
         new_file(path, settings.overwrite)
     return output, run
 
@@ -288,6 +309,8 @@ def _codes_are_safe(run: Path | None) -> Iterator[None]:
             raise
         hint = f"all codes are saved: mend that and run `fastjukebox resume {shlex.quote(str(run))}`"
         raise ValueError(f"{error}; {hint}") from None
+    except KeyboardInterrupt as interrupt:
+        raise Stopped(interrupt, run) from None
 
 
 def _check_plot(plot: Path | None, beside: Path | None, overwrite: bool) -> None:

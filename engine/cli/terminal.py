@@ -1,8 +1,7 @@
-"""What the commands share: option values, progress, stopping, the report, and the models and files users name."""
+"""What the commands share: option values, progress, the report, and the models and files users name."""
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,23 +10,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .stopping import raise_when_stopped
+
 if TYPE_CHECKING:
     from ..jukebox import Jukebox
     from ..sampler import Progress
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, treated like Ctrl-C."""
-
-
-class Stopped(Exception):
-    """The user stopped a command; the message says how to go on."""
-
-    def __init__(self, interrupt: KeyboardInterrupt, run: Path | None) -> None:
-        word = "terminated" if isinstance(interrupt, Terminated) else "interrupted"
-        hint = f"; go on with: fastjukebox resume {shlex.quote(str(run))}" if run else ""
-        super().__init__(word + hint)
-        self.exit_code = 143 if isinstance(interrupt, Terminated) else 130
 
 
 class PerLevel(click.ParamType):
@@ -53,7 +40,8 @@ class PerLevel(click.ParamType):
 
 
 class ProgressBar:
-    """Codes done, the level at work and the time left, on stderr where that is a terminal."""
+    """Codes done, the level at work and the time left, on stderr where that is a terminal. From the first code on a
+    stop is an exception."""
 
     def __init__(self, quiet: bool) -> None:
         from tqdm import tqdm
@@ -77,6 +65,8 @@ class ProgressBar:
         self.bar.close()
 
     def __call__(self, progress: Progress) -> None:
+        if not self.started:
+            raise_when_stopped()
         self.started = True
         self.bar.total = progress.total
         self.bar.set_postfix_str(f"level {progress.level}, {clock(progress.eta)} left", refresh=False)

@@ -5,6 +5,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import fastjukebox.engine
 import numpy as np
 import pytest
 import soundfile
@@ -96,6 +97,25 @@ def test_nothing_is_replaced_without_being_asked(ok, fails):
     assert Path("a.wav").read_bytes() != before
 
 
+def test_a_run_takes_no_place_of_other_things(fails):
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("mine")
+    for more in ((), ("--overwrite",)):
+        assert "mine holds other files and no run" in fails("sample", "a.wav", "--run", "mine", *more)
+        assert "--run a.wav is the file to be written" in fails("sample", "a.wav", "--run", "./a.wav", *more)
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_every_command_has_help(ok, option):
+    for name in ("sample", "continue", "upsample", "resume", "encode", "decode", "convert", "info"):
+        assert f"Usage: fastjukebox {name}" in ok(name, option)
+
+
+def test_version(capfd):
+    assert main(["--version"]) == 0
+    assert capfd.readouterr().out == f"fastjukebox {fastjukebox.engine.__version__}\n"
+
+
 @pytest.mark.parametrize(("rate", "channels"), [(RATE, 1), (22050, 2), (48000, 2)])
 def test_continue_audio_of_any_rate_and_channels(ok, rate, channels):
     write_tone("prompt.wav", 0.05, rate, channels)
@@ -152,6 +172,13 @@ def test_one_of_several_pieces_goes_on(ok, fails):
     assert "pieces 0 to 2" in fails("upsample", "many.run", "two.wav", "--item", 3)
     write_tone("tone.wav", 0.1)
     assert "codes of several pieces" in fails("continue", "tone.wav", "two.wav", "--seconds", 1, "--item", 0)
+
+
+def test_upsample_composes_nothing_new(ok, fails):
+    ok("sample", "a.wav", "--seconds", 0.05, "--level", 2)
+    message = fails("upsample", "a.run", "b.wav", "--level", 1, "--seconds", 0.06)
+    assert "covers 0.052 s, not 0.06 s" in message and "fastjukebox continue" in message
+    ok("upsample", "a.run", "b.wav", "--level", 1, "--seconds", 0.04)
 
 
 def test_upsample_takes_the_codes_of_the_original(ok):

@@ -21,11 +21,11 @@ def test_a_full_disk_is_one_line_and_loses_nothing(run_cli, ok, monkeypatch):
     ok("sample", "whole.wav", "--seconds", SECONDS)
     saves = []
 
-    def full(path, codes):
+    def full(path, codes, vqvae=None):
         saves.append(path)
         if len(saves) > 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        save_codes(path, codes)
+        save_codes(path, codes, vqvae)
 
     save_codes = runs.save_codes
     with monkeypatch.context() as patch:
@@ -98,3 +98,61 @@ def test_a_stopped_run_resumes_to_the_same_bytes(tiny_model, ok, number, exit_co
     assert 100 <= before < after
     assert "wrote" in ok("resume", "a.run")
     assert Path("a.wav").read_bytes() == Path("whole.wav").read_bytes()
+
+
+STOPS = pytest.mark.parametrize(
+    ("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")], ids=["ctrl-c", "terminate"]
+)
+
+
+def stopped_in(name, number, *args):
+    """The exit code and stderr of a command that is stopped in that method of Jukebox, where exceptions get lost."""
+    before = (
+        "from fastjukebox.engine.jukebox import Jukebox\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "def stop(*args, **options):\n"
+        f"    try: signal.raise_signal({int(number)})\n"
+        "    except BaseException: pass\n"
+        f"Jukebox.{name} = stop"
+    )
+    done = subprocess.run(command(*args, before=before), capture_output=True, text=True, timeout=60)
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+@STOPS
+def test_a_stop_before_the_run_is_made_says_that_nothing_is_saved(tiny_model, tmp_path, monkeypatch, number, word):
+    monkeypatch.chdir(tmp_path)
+    args = ("sample", "a.wav", "--seconds", SECONDS, "--model", tiny_model)
+    expected = 128 + number, f"fastjukebox: {word}; nothing is saved yet\n"
+    assert stopped_in("from_pretrained", number, *args) == expected
+    assert not list(Path().iterdir())
+    # Nor is another run that stands there what to go on with.
+    Path("a.run").mkdir()
+    Path("a.run/request.json").write_text("{}")
+    assert stopped_in("from_pretrained", number, *args, "--overwrite") == expected
+
+
+@STOPS
+def test_a_stop_before_the_first_code_says_how_to_go_on(tiny_model, tmp_path, monkeypatch, number, word):
+    monkeypatch.chdir(tmp_path)
+    args = ("sample", "a.wav", "--seconds", SECONDS, "--model", tiny_model)
+    hint = f"fastjukebox: {word}; go on with: fastjukebox resume a.run\n"
+    assert stopped_in("prior", number, *args) == (128 + number, hint)
+    assert stopped_in("prior", number, "resume", "a.run") == (128 + number, hint)
+
+
+def test_an_ignored_ctrl_c_stays_ignored(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = (
+        "from fastjukebox.engine.jukebox import Jukebox\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "prior = Jukebox.prior\n"
+        "def stop(*args, **options):\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "    return prior(*args, **options)\n"
+        "Jukebox.prior = stop"
+    )
+    args = ("sample", "a.wav", "--seconds", SECONDS, "--model", tiny_model)
+    subprocess.run(command(*args, before=before), check=True, capture_output=True, timeout=60)
+    assert Path("a.wav").exists()

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 from fastjukebox.engine import Jukebox, Prior, RunError, SamplingParams, checkpoint, runs
-from fastjukebox.engine.runs import Request, Run, load_codes, save_codes
+from fastjukebox.engine.runs import Request, Run, load_codes, save_codes, write_codes
 
 REQUEST = Request(
     params=SamplingParams(
@@ -253,7 +253,7 @@ def test_missing_codes_or_levels_are_one_error(run, tmp_path):
     from safetensors.torch import save_file
 
     save_file({"level_0": OLD[0], "level_2": OLD[2]}, tmp_path / "codes.safetensors")
-    with pytest.raises(RunError, match="holds no codes: 'level_1'"):
+    with pytest.raises(RunError, match=r"holds no codes: .*level_1"):
         load_codes(tmp_path / "codes.safetensors")
 
 
@@ -262,6 +262,24 @@ def test_codes_keep_their_values_in_a_file(tmp_path):
     save_codes(tmp_path / "codes.safetensors", [codes[0], codes[1]])
     loaded = load_codes(tmp_path / "codes.safetensors")
     assert all(torch.equal(*pair) for pair in zip(loaded, codes, strict=True))
+
+
+def test_codes_files_follow_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_codes(tmp_path / "codes.safetensors", OLD)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "codes.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+def test_codes_are_for_the_vqvae_that_made_them(tmp_path):
+    path = tmp_path / "codes.safetensors"
+    save_codes(path, OLD, "mine")
+    for vqvae in ("mine", None):
+        assert all(torch.equal(*pair) for pair in zip(load_codes(path, vqvae), OLD, strict=True))
+    with pytest.raises(RunError, match=r"codes\.safetensors holds codes of another VQ-VAE.*--model"):
+        load_codes(path, "other")
 
 
 def test_resuming_with_other_weights_is_refused(tiny_model, tmp_path, randomize):
@@ -298,7 +316,7 @@ def test_a_resumed_run_needs_no_source_files(jukebox, tmp_path, kind):
         params = SamplingParams(seconds=3500 / 44100, seed=2**63, hop_fraction=1.0)
         if kind == "continue":
             return jukebox.continue_audio(source, params, **options)
-        return jukebox.upsample([None, None, torch.arange(27)[None]], params, **options)
+        return jukebox.upsample([None, None, torch.arange(28)[None]], params, **options)
 
     def kill(progress):
         if progress.done > 150:

@@ -344,7 +344,7 @@ def test_requests_that_the_model_cannot_meet_are_refused(jukebox):
         (dataclasses.replace(PARAMS, hop_fraction=0.3), None, "hop fraction 0.3 of level 0"),
         (PARAMS, [no_codes(), no_codes(), top + 37], "level 2 codes must be 0 to 36"),
         (PARAMS, [no_codes(), no_codes(), top - 1], "level 2 codes must be 0 to 36"),
-        (PARAMS, [no_codes(), top], "codes are for 2 levels"),
+        (PARAMS, [no_codes(), top], "a list of 3 levels, the finest first, not of 2"),
         (dataclasses.replace(PARAMS, num_samples=3), [no_codes(), no_codes(), top.expand(2, -1)], "are for 2 items"),
         (PARAMS, [torch.zeros(1, 27 * 16, dtype=torch.long), no_codes(), top], "nothing is left to sample"),
     ):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from .stopping import Stopped, handled, interrupt, leave
+from ..engine.stopping import Stopped, end_at_once, own_handlers, raise_when_stopped
+from . import GO_ON
 
 # As in engine/__main__.py; before PyTorch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
@@ -13,27 +14,28 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 def main() -> None:
     """Errors that a user can mend are one line and exit code 2; a stopped command has 130 (Ctrl-C) or 143."""
-    with handled(leave):
+    with own_handlers():
+        end_at_once(lambda: GO_ON, name="")
         import click
 
         from . import audio_commands  # noqa: F401
         from .commands import train
         from .pipeline import EXPECTED
 
-        with handled(interrupt):
-            try:
-                train.main(standalone_mode=False)
-            except click.exceptions.Exit as end:
-                sys.exit(end.exit_code)
-            except click.ClickException as error:
-                error.show()
-                sys.exit(2)
-            except Stopped as stopped:
-                click.echo(str(stopped), err=True)
-                sys.exit(stopped.exit_code)
-            except EXPECTED as error:
-                click.echo(f"error: {error}", err=True)
-                sys.exit(2)
+        raise_when_stopped()
+        try:
+            train.main(standalone_mode=False)
+        except click.exceptions.Exit as end:
+            sys.exit(end.exit_code)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(2)
+        except Stopped as stopped:
+            click.echo(str(stopped), err=True)
+            sys.exit(stopped.exit_code)
+        except EXPECTED as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,15 @@ import click
 import torch
 
 from ..engine import version
+from ..engine.stopping import Stopped
+from . import GO_ON
 from .audio_folder import HELD_OUT
 from .dry_run import describe
 from .parallel import device_name, own_device, processes
 from .pipeline import is_done, run_all, stages
 from .presets import PRESETS
-from .stopping import Stopped
 from .systems import SERVED, SYSTEMS
+from .trainer import TrainingStopped
 from .work import DEFAULT_PRESET, NotTrained, Work, begun_with
 
 ABLATIONS = "Levels at which all seven systems are trained; elsewhere the teacher and both students."
@@ -123,7 +125,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
-            raise Stopped(interrupt) from None
+            raise Stopped(interrupt, "" if isinstance(interrupt, TrainingStopped) else GO_ON) from None
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .stopping import Interrupted, handled, interrupt
+from ..engine.stopping import Interrupted, raise_when_stopped
 from .systems import SYSTEMS
 from .trainer import TrainingDiverged
 from .work import Work
@@ -100,8 +100,8 @@ def _in_process(folder: Path, preset: str, seed: int, device: str, threads: int,
     _stop_with_parent()
     torch.set_num_threads(threads)
     try:
-        with handled(interrupt):
-            run_stage(Work(folder, preset, seed, torch.device(device)), stage)
+        raise_when_stopped()
+        run_stage(Work(folder, preset, seed, torch.device(device)), stage)
     # The parent has a line for it.
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..engine.stopping import Interrupted, on_stop, own_handlers
 from .parallel import Processes
 from .run_folder import STATE, read_state, unfit, write_state
-from .stopping import Interrupted, Noted, handled
 
 
 class Stateful(Protocol):
@@ -108,14 +108,16 @@ def train(
     device = parameters[0].device
     started = time.monotonic() - progress.seconds
     saved_at = progress.seconds
-    signals = Noted()
+    # Noted, and looked at between steps, so that what is saved is a whole step.
+    signals: list[int] = []
 
     def stopped() -> TrainingStopped:
         done = f"stopped after step {progress.step} of {budget.steps}; the same command goes on from there"
         # With several processes it may be another one that was told to.
-        return TrainingStopped(signals.number or signal.SIGTERM, done)
+        return TrainingStopped(signals[0] if signals else signal.SIGTERM, done)
 
-    with handled(signals), _Log(folder, budget, progress, processes) as log:
+    with own_handlers(), _Log(folder, budget, progress, processes) as log:
+        on_stop(lambda number, frame: signals.append(number))
         while progress.step < budget.steps:
             rate = budget.rate(progress.step)
             for group in optimizer.param_groups:
@@ -138,7 +140,7 @@ def train(
             progress.step += 1
             progress.seconds = time.monotonic() - started
             log.step(progress, rate, processes.mean(loss.detach()), evaluate)
-            stop = processes.any(signals.number is not None, device)
+            stop = processes.any(bool(signals), device)
             # One clock decides, the first process's.
             due = processes.is_first and progress.seconds - saved_at > budget.save_seconds
             if stop or processes.any(due, device):
@@ -147,7 +149,7 @@ def train(
             if stop:
                 raise stopped()
         _save(path, processes, module, optimizer, extra, progress, budget)
-        if processes.any(signals.number is not None, device):
+        if processes.any(bool(signals), device):
             raise stopped()
     return progress
 

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .cli import stopping
+from . import stopping
 
 # PyTorch's threads wait for each other by spinning, by default for so long that a second busy program on the machine
 # makes every operation take a time slice. Read when PyTorch is loaded, which the commands do.

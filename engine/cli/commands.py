@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import click
 
 from .. import version
+from ..stopping import Stopped
 from .files import convert, decode, encode, info
 from .sampling import continue_, resume, sample, upsample
-from .stopping import Stopped
 
 
 class _Commands(click.Group):
@@ -23,7 +23,7 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         # Click would print an empty line first.
         except KeyboardInterrupt as interrupt:
-            raise Stopped(interrupt, None) from None
+            raise Stopped(interrupt) from None
 
 
 def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 
 from .. import version
+from ..stopping import raise_when_stopped
 from .options import PATH
-from .stopping import raise_when_stopped
 from .terminal import load_model, new_file, report
 
 _DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")

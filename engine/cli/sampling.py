@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..stopping import Stopped, end_at_once
 from .options import PATH, REPORT_OPTIONS, Settings, sampling_options, shared_help, with_options
-from .stopping import Stopped, end_at_once, go_on_hint
 from .terminal import ProgressBar, load_model, new_file, report
 
 if TYPE_CHECKING:
@@ -122,12 +122,12 @@ def resume(
 
         torch.set_num_threads(threads)
     started = time.monotonic()
-    end_at_once(lambda: go_on_hint(run))
+    end_at_once(lambda: _go_on(run))
     with ProgressBar(quiet) as bar:
         try:
             result = Jukebox.resume(run, bar, model)
         except KeyboardInterrupt as interrupt:
-            raise Stopped(interrupt, run) from None
+            raise Stopped(interrupt, _go_on(run)) from None
     wall = time.monotonic() - started
     with _codes_are_safe(run):
         files = result.save(output)
@@ -164,7 +164,7 @@ def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | Non
     output, run = _check_output(out, settings, params.num_samples)
     if run:
         made = _made(run)
-        end_at_once(lambda: "; nothing is saved yet" if _made(run) == made else go_on_hint(run))
+        end_at_once(lambda: "; nothing is saved yet" if _made(run) == made else _go_on(run))
     model = settings.model or "demo"
     jukebox = load_model(model, settings.device, settings.dtype, settings.backend, settings.threads)
     given = give(jukebox) if give else None
@@ -184,7 +184,7 @@ def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | Non
         try:
             audio = _audio(jukebox, params, given, settings, output, run, bar)
         except KeyboardInterrupt as interrupt:
-            raise Stopped(interrupt, run if bar.started else None) from None
+            raise Stopped(interrupt, _go_on(run) if bar.started else "") from None
     wall = time.monotonic() - started
     files = [] if output is None else [output]
     if output and not settings.stream:
@@ -207,6 +207,10 @@ def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | Non
         *([("run", str(run))] if run else []),
     ]
     report(rows, err=output is None)
+
+
+def _go_on(run: Path | None) -> str:
+    return f"; go on with: fastjukebox resume {shlex.quote(str(run))}" if run else ""
 
 
 def _made(run: Path) -> tuple[int, int] | None:
@@ -310,7 +314,7 @@ def _codes_are_safe(run: Path | None) -> Iterator[None]:
         hint = f"all codes are saved: mend that and run `fastjukebox resume {shlex.quote(str(run))}`"
         raise ValueError(f"{error}; {hint}") from None
     except KeyboardInterrupt as interrupt:
-        raise Stopped(interrupt, run) from None
+        raise Stopped(interrupt, _go_on(run)) from None
 
 
 def _check_plot(plot: Path | None, beside: Path | None, overwrite: bool) -> None:

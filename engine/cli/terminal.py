@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .stopping import raise_when_stopped
+from ..stopping import raise_when_stopped
 
 if TYPE_CHECKING:
     from ..jukebox import Jukebox

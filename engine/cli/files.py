@@ -12,13 +12,13 @@ import click
 from .. import version
 from ..stopping import raise_when_stopped
 from .options import PATH
-from .terminal import load_model, new_file, report
+from .terminal import Command, load_model, new_file, report
 
 _DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, ...")
 _OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace the file that is written.")
 
 
-@click.command(short_help="Turn an audio file into a codes file.")
+@click.command(cls=Command, short_help="Turn an audio file into a codes file.")
 @click.argument("audio", type=PATH)
 @click.argument("codes", type=PATH)
 @click.option("--model", default="demo", show_default=True, metavar="NAME|FOLDER", help="Whose VQ-VAE.")
@@ -44,7 +44,7 @@ def encode(audio: Path, codes: Path, model: str, device: str, overwrite: bool) -
     report([("wrote", str(codes)), ("audio", f"{seconds:.2f} s of {audio}"), ("codes", counts)])
 
 
-@click.command(short_help="Turn codes into an audio file.")
+@click.command(cls=Command, short_help="Turn codes into an audio file.")
 @click.argument("codes", type=PATH)
 @click.argument("out", type=PATH)
 @click.option("--level", type=int, help="Which level to decode.  [default: the finest given]")
@@ -86,7 +86,7 @@ def _pairs(option: str, values: tuple[str, ...]) -> dict[str | int, str]:
     return pairs
 
 
-@click.command(short_help="Convert OpenAI's checkpoint files to a folder.")
+@click.command(cls=Command, short_help="Convert OpenAI's checkpoint files to a folder.")
 @click.argument("source", type=PATH)
 @click.argument("out", type=PATH)
 @click.option("--prior", multiple=True, metavar="LEVEL=FILE", help="A prior's file, where SOURCE does not hold it.")
@@ -135,7 +135,7 @@ def convert(source: Path, out: Path, prior: tuple[str, ...], preset: tuple[str, 
     report([("wrote", str(out)), ("levels", str(len(config.priors))), ("try", f"fastjukebox sample --model {out}")])
 
 
-@click.command(short_help="Print versions, devices, decoders, models.")
+@click.command(cls=Command, short_help="Print versions, devices, decoders, models.")
 @click.option("--model", metavar="NAME|FOLDER", help="Describe this model too.")
 def info(model: str | None) -> None:
     """Print versions, devices, decoders, formats, and what a model is made of."""

@@ -17,7 +17,7 @@ import click
 
 from ..stopping import Stopped, end_at_once
 from .options import PATH, REPORT_OPTIONS, Settings, sampling_options, shared_help, with_options
-from .terminal import ProgressBar, load_model, new_file, report
+from .terminal import Command, ProgressBar, load_model, new_file, report
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ _ITEM = click.option(
 )
 
 
-@click.command(short_help="Sample music from nothing.")
+@click.command(cls=Command, short_help="Sample music from nothing.")
 @click.argument("out", default="out.wav")
 @click.option("--seconds", type=float, default=10.0, show_default=True)
 @sampling_options
@@ -42,7 +42,7 @@ def sample(out: str, settings: Settings) -> None:
     _sample(out, settings, None)
 
 
-@click.command("continue", short_help="Go on from audio, a run or codes.")
+@click.command("continue", cls=Command, short_help="Go on from audio, a run or codes.")
 @click.argument("prompt", type=PATH)
 @click.argument("out")
 @click.option("--seconds", type=float, required=True, help="Length of the result, the prompt included.")
@@ -63,7 +63,7 @@ def continue_(prompt: Path, out: str, prompt_seconds: float | None, item: int | 
     _sample(out, settings, lambda model: prompts.prompt(model, prompt, item, prompt_seconds, seconds, settings.level))
 
 
-@click.command(short_help="Sample the finer levels of given codes.")
+@click.command(cls=Command, short_help="Sample the finer levels of given codes.")
 @click.argument("codes", type=PATH)
 @click.argument("out")
 @click.option("--seconds", type=float, help="Length of the result.  [default: what the codes cover]")
@@ -83,7 +83,7 @@ def upsample(codes: Path, out: str, from_level: int | None, item: int | None, se
     _sample(out, settings, lambda model: keep(model, codes, item))
 
 
-@click.command(short_help="Go on with an interrupted run.")
+@click.command(cls=Command, short_help="Go on with an interrupted run.")
 @click.argument("run", type=PATH)
 @click.option("--output", type=PATH, metavar="OUT", help="Instead of the file that the run was begun for.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,20 @@ from ..stopping import raise_when_stopped
 if TYPE_CHECKING:
     from ..jukebox import Jukebox
     from ..sampler import Progress
+
+
+class Command(click.Command):
+    """A command that computes. PyTorch is imported for it, after its options are known to be good, without looking for
+    garbage among the million objects that this makes: a fifth faster."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        gc.disable()
+        try:
+            import torch  # noqa: F401
+        finally:
+            gc.enable()
+        gc.freeze()
+        return super().invoke(ctx)
 
 
 class PerLevel(click.ParamType):

@@ -28,7 +28,6 @@ class Command(click.Command):
             import torch  # noqa: F401
         finally:
             gc.enable()
-        gc.freeze()
         return super().invoke(ctx)
 
 

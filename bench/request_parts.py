@@ -155,13 +155,13 @@ class Stack:
 
         prior.condition = timed
 
-    def request(self) -> None:
-        """One piece, another with each call."""
+    def request(self, seconds: float | None = None) -> None:
+        """One piece, another with each call; `seconds` where it is to have another length."""
         self.seed += 1
         self.costs: list[tuple[int, LevelCost]] = []
         self.conditions: list[float] = []
         begun = time.perf_counter()
-        result = self.jukebox.sample(SamplingParams(seconds=self.seconds, seed=self.seed))
+        result = self.jukebox.sample(SamplingParams(seconds=seconds or self.seconds, seed=self.seed))
         result.save(self.file)
         total = time.perf_counter() - begun
         begun = time.perf_counter()

@@ -10,6 +10,7 @@ the int8 decoders store them, and the inputs of their products as the native one
 from __future__ import annotations
 
 import argparse
+import math
 import copy
 from typing import Any
 
@@ -62,7 +63,7 @@ def measure(jukebox: Jukebox, songs: list[Tensor], level: int, per_song: int) ->
     config = prior.config
     int8, head = rounded_layers(prior), prior.token_embedding.T
     rounded_head = rounded(head)
-    exact, lossy, errors, spread, agree, count = 0.0, 0.0, [], [], 0.0, 0
+    exact, lossy, errors, squares, spread, agree, count = 0.0, 0.0, [], [], [], 0.0, 0
     for audio in songs:
         codes = jukebox.vqvae.encode(audio, level)
         upper = jukebox.vqvae.encode(audio, level + 1) if config.conditioner else None
@@ -78,6 +79,7 @@ def measure(jukebox: Jukebox, songs: list[Tensor], level: int, per_song: int) ->
             exact += float(F.cross_entropy(ours[0], given[0]))
             lossy += float(F.cross_entropy(theirs[0], given[0]))
             errors.append(float((ours - theirs).abs().max()))
+            squares.append(float((ours - theirs).square().mean()))
             spread.append(float(ours.std()))
             agree += float((ours.argmax(-1) == theirs.argmax(-1)).float().mean())
             count += 1
@@ -88,6 +90,7 @@ def measure(jukebox: Jukebox, songs: list[Tensor], level: int, per_song: int) ->
         "bits_int8": bits(lossy / count),
         "bits_lost": bits((lossy - exact) / count),
         "largest_logit_error": max(errors),
+        "logit_error_rms": math.sqrt(sum(squares) / count),
         "logits_std": sum(spread) / count,
         "same_likeliest_code": agree / count,
     }

@@ -16,8 +16,10 @@ def song():
 @pytest.mark.parametrize("level", [2, 1, 0])
 def test_int8_costs_next_to_nothing_on_a_trained_stack(song, level):
     found = int8.measure(Jukebox.from_pretrained("demo"), [song], level, 2)
-    # A tenth of what logits differ among themselves; a scale that is off by one output breaks both by far.
-    assert 0 < found["largest_logit_error"] < 0.1 * found["logits_std"]
+    # Beside what logits differ among themselves, the typical error and the largest of some two million; a scale that is
+    # off by one output breaks both by far.
+    assert 0 < found["logit_error_rms"] < 0.015 * found["logits_std"]
+    assert found["largest_logit_error"] < 0.15 * found["logits_std"]
     assert abs(found["bits_lost"]) < 0.005 and found["same_likeliest_code"] > 0.95
 
 

@@ -3,7 +3,7 @@
 import json
 import shutil
 
-import fastjukebox.distill.__main__  # noqa: F401
+import fastjukebox.distill.audio_commands  # noqa: F401
 import pytest
 import torch
 from click.testing import CliRunner

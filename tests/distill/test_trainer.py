@@ -85,8 +85,13 @@ def test_a_weight_that_is_not_finite_is_never_saved(tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_has_the_signals_exit_code(tmp_path, number, code):
-    with pytest.raises(TrainingStopped) as stopped:
-        run(tmp_path, 4, stop_after=2, number=number)
+    # Where these tests run in a shell's background, Ctrl-C is ignored.
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(TrainingStopped) as stopped:
+            run(tmp_path, 4, stop_after=2, number=number)
+    finally:
+        signal.signal(number, before)
     assert stopped.value.exit_code == code
 
 

@@ -10,8 +10,8 @@ the int8 decoders store them, and the inputs of their products as the native one
 from __future__ import annotations
 
 import argparse
-import math
 import copy
+import math
 from typing import Any
 
 import torch

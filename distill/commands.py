@@ -15,7 +15,7 @@ import click
 import torch
 
 from ..engine import version
-from ..engine.stopping import Stopped
+from ..engine.cli.terminal import Commands
 from . import GO_ON
 from .audio_folder import HELD_OUT
 from .dry_run import describe
@@ -115,17 +115,9 @@ def chosen_audio(work: Work, audio: Path | None, held_out: float | None) -> tupl
     return work.corpus, work.preset.corpus.held_out
 
 
-class _Commands(click.Group):
-    """Commands in the order in which they were added, which is that of their use."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-    def invoke(self, ctx: click.Context) -> object:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt as interrupt:
-            raise Stopped(interrupt, "" if isinstance(interrupt, TrainingStopped) else GO_ON) from None
+class _Commands(Commands):
+    def hint(self, interrupt: KeyboardInterrupt) -> str:
+        return "" if isinstance(interrupt, TrainingStopped) else GO_ON
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

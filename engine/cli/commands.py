@@ -10,20 +10,7 @@ from .. import version
 from ..stopping import Stopped
 from .files import convert, decode, encode, info
 from .sampling import continue_, resume, sample, upsample
-
-
-class _Commands(click.Group):
-    """Commands in the order in which they were added."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-    def invoke(self, ctx: click.Context) -> object:
-        try:
-            return super().invoke(ctx)
-        # Click would print an empty line first.
-        except KeyboardInterrupt as interrupt:
-            raise Stopped(interrupt) from None
+from .terminal import Commands
 
 
 def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
@@ -33,7 +20,7 @@ def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> 
 
 
 @click.group(
-    cls=_Commands,
+    cls=Commands,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

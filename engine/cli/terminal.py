@@ -11,11 +11,28 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..stopping import raise_when_stopped
+from ..stopping import Stopped, raise_when_stopped
 
 if TYPE_CHECKING:
     from ..jukebox import Jukebox
     from ..sampler import Progress
+
+
+class Commands(click.Group):
+    """Commands in the order in which they were added; a stop comes out as Stopped."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def hint(self, interrupt: KeyboardInterrupt) -> str:
+        """How to go on, for the end of the line that a stopped command leaves."""
+        return ""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            raise Stopped(interrupt, self.hint(interrupt)) from None
 
 
 class Command(click.Command):

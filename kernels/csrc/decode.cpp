@@ -29,6 +29,7 @@ namespace portable {
 constexpr int TILE = 2;
 #include "simd.inc"
 #include "ops.inc"
+#include "sampling.inc"
 #include "team.inc"
 #include "layer.inc"
 #include "step.inc"
@@ -47,6 +48,7 @@ constexpr int TILE = 3;
 #define ISA 1
 #include "simd.inc"
 #include "ops.inc"
+#include "sampling.inc"
 #include "team.inc"
 #include "layer.inc"
 #include "step.inc"
@@ -62,6 +64,7 @@ constexpr int TILE = 8;
 #define ISA 2
 #include "simd.inc"
 #include "ops.inc"
+#include "sampling.inc"
 #include "team.inc"
 #include "layer.inc"
 #include "step.inc"
@@ -77,6 +80,7 @@ constexpr int TILE = 8;
 #define ISA 3
 #include "simd.inc"
 #include "ops.inc"
+#include "sampling.inc"
 #include "team.inc"
 #include "layer.inc"
 #include "step.inc"

@@ -20,7 +20,7 @@ def main() -> None:
 
         from . import audio_commands  # noqa: F401
         from .commands import train
-        from .pipeline import EXPECTED
+        from .pipeline import EXPECTED, message
 
         raise_when_stopped()
         try:
@@ -34,7 +34,7 @@ def main() -> None:
             click.echo(str(stopped), err=True)
             sys.exit(stopped.exit_code)
         except EXPECTED as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {message(error)}", err=True)
             sys.exit(2)
 
 

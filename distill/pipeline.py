@@ -38,8 +38,19 @@ class StageFailed(RuntimeError):
     """A stage ended with an error, which stands above this message."""
 
 
+_MEMORY = (MemoryError, torch.cuda.OutOfMemoryError)
 # What a user can mend.
-EXPECTED = (ValueError, OSError, ImportError, TrainingDiverged, StageFailed)
+EXPECTED = (ValueError, OSError, ImportError, TrainingDiverged, StageFailed, *_MEMORY)
+
+
+def message(error: BaseException) -> str:
+    """One line for one of EXPECTED."""
+    text = " ".join(str(error).split())
+    if isinstance(error, _MEMORY):
+        text = (
+            f"not enough memory; `--dry-run` tells how much is needed, and --sharded divides it ({text or 'no more'})"
+        )
+    return text
 
 
 def stages(work: Work, systems: Mapping[int, tuple[str, ...]]) -> dict[Stage, tuple[Stage, ...]]:
@@ -106,7 +117,7 @@ def _in_process(folder: Path, preset: str, seed: int, device: str, threads: int,
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)
     except EXPECTED as error:
-        tqdm.write(f"{stage}: {error}", file=sys.stderr)
+        tqdm.write(f"{stage}: {message(error)}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -188,12 +189,20 @@ def test_eval_of_nothing_is_an_error(tmp_path, refused):
     assert "no system is trained" in refused(tmp_path / "w", "eval")
 
 
-def test_a_stage_that_failed_is_told_in_one_line(tmp_path, monkeypatch, refused):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (StageFailed("codes ended with exit code 1"), "error: codes ended with exit code 1"),
+        (torch.cuda.OutOfMemoryError("tried 20 MiB.\nGPU 0"), "error: not enough memory; .* (tried 20 MiB. GPU 0)"),
+        (MemoryError(), "error: not enough memory; .*--sharded"),
+    ],
+)
+def test_a_stage_that_failed_is_told_in_one_line(tmp_path, monkeypatch, refused, error, told):
     def fail(*_):
-        raise StageFailed("codes ended with exit code 1")
+        raise error
 
     monkeypatch.setattr(commands, "run_all", fail)
-    assert refused(tmp_path / "w", "stack") == "error: codes ended with exit code 1"
+    assert re.match(told.replace("(", r"\(").replace(")", r"\)"), refused(tmp_path / "w", "stack"))
 
 
 def test_dry_run_tells_the_network_that_a_teacher_grows_from(stack, run):

@@ -27,10 +27,14 @@ if TYPE_CHECKING:
     from .sampler import PriorSource, Sampling
     from .windows import Window
 
-# Positions of a prompt that are taken in at once.
-PROMPT_PART = 64
-# Positions that are sampled at once at first; then as many as take about so long: a stop waits for them.
-FIRST_PART, PART_SECONDS = 16, 0.25
+# Positions of a prompt that are taken in at once: as soon as so many codes are there, and no more if there are.
+PROMPT_PART, LONGEST_PROMPT_PART = 64, 256
+# Positions that are sampled at once at first; then as many as take about so long: a stop waits for them. Above the
+# bottom level at most a few: who is nearer to the audio waits for them, too.
+FIRST_PART, PART_SECONDS, UPPER_PART = 16, 0.25, 32
+
+# Work of least rank goes first: nearest to the audio, then sampling before preparing, then in the order of windows.
+Rank = tuple[int, int, int]
 
 
 class _Stopped(Exception):
@@ -41,14 +45,14 @@ class _Board:
     """What the threads of a request tell each other: how many codes there are, and who may compute."""
 
     def __init__(self, cores: int, filled: Sequence[int], batches: int) -> None:
-        self.free, self.waiting = cores, list[int]()
+        self.free, self.waiting = cores, list[Rank]()
         # Codes of each level, for each batch of samples.
         self.filled = [[count] * batches for count in filled]
         self.stopped = False
         self.changed = threading.Condition()
 
     @contextlib.contextmanager
-    def core(self, rank: int) -> Iterator[None]:
+    def core(self, rank: Rank) -> Iterator[None]:
         """Holds a core; of those that wait, the one of least rank goes first."""
         with self.changed:
             self._take(rank)
@@ -58,14 +62,14 @@ class _Board:
             with self.changed:
                 self._leave()
 
-    def give_way(self, rank: int) -> None:
+    def give_way(self, rank: Rank) -> None:
         """Lets those that wait with less than the holder's rank go first."""
         with self.changed:
             if self.stopped or (self.waiting and min(self.waiting) < rank):
                 self._leave()
                 self._take(rank)
 
-    def _take(self, rank: int) -> None:
+    def _take(self, rank: Rank) -> None:
         self.waiting.append(rank)
         self.changed.wait_for(lambda: self.stopped or (self.free and rank == min(self.waiting)))
         self.waiting.remove(rank)
@@ -123,20 +127,24 @@ class _Overlap:
 
     def window(self, window: Window, batch: int, items: range, prior: Prior, decoder: OverlappingDecoder) -> None:
         level, sampling, board = window.level, self.sampling, self.board
-        # Nearest to the audio first, and sampling before preparing.
-        sample_rank, prepare_rank = 2 * level, 2 * level + 1
+        sample_rank, prepare_rank = (level, 0, window.start), (level, 1, window.start)
+        most = sampling.REPORT_EVERY if level == sampling.params.level else UPPER_PART
         if window.upper_needed:
             board.wait(level + 1, batch, window.upper_needed)
         with board.core(prepare_rank):
             task = sampling.task(window, items, prior)
         decoder.begin(task)
-        for start in range(window.start, window.first, PROMPT_PART):
-            stop = min(start + PROMPT_PART, window.first)
-            board.wait(level, batch, stop)
-            own = slice(start - window.start, stop - window.start)
-            task.codes[:, own] = sampling.codes[level][items.start : items.stop, start:stop]
+        taken = window.start
+        while taken < window.first:
+            board.wait(level, batch, min(taken + PROMPT_PART, window.first))
             with board.core(prepare_rank):
-                decoder.extend(own.start, own.stop)
+                # All that is there, without leaving the core to others in between.
+                while (stop := self.prompt_stop(window, batch, taken)) > taken:
+                    own = slice(taken - window.start, stop - window.start)
+                    task.codes[:, own] = sampling.codes[level][items.start : items.stop, taken:stop]
+                    decoder.extend(own.start, own.stop)
+                    board.give_way(prepare_rank)
+                    taken = stop
         # Codes are counted from the left, so windows without a prompt wait for those before, too.
         board.wait(level, batch, window.first)
         first, positions = window.first, FIRST_PART
@@ -145,12 +153,19 @@ class _Overlap:
                 stop, begun = min(first + positions, window.stop), time.perf_counter()
                 decoder.run(first - window.start, stop - window.start)
                 seconds = (time.perf_counter() - begun) / (stop - first)
-                positions = max(1, min(sampling.REPORT_EVERY, int(PART_SECONDS / seconds)))
+                positions = max(1, min(most, int(PART_SECONDS / seconds)))
                 sampling.keep(task, items, first, stop)
                 board.fill(level, batch, stop)
                 self.events.put((level, (stop - first) * len(items)))
                 board.give_way(sample_rank)
                 first = stop
+
+    def prompt_stop(self, window: Window, batch: int, taken: int) -> int:
+        """How far the prompt can be taken in now: by whole parts but for its end."""
+        ready = min(self.board.filled[window.level][batch], window.first)
+        if ready < window.first:
+            ready -= (ready - taken) % PROMPT_PART
+        return min(ready, taken + LONGEST_PROMPT_PART)
 
     def start(self, windows: Sequence[Window], prior: Prior, decoder: OverlappingDecoder) -> None:
         """A thread for `windows`."""
@@ -160,8 +175,8 @@ class _Overlap:
 
     @contextlib.contextmanager
     def core(self) -> Iterator[None]:
-        """What the caller computes with the first codes is as urgent as preparing the next."""
-        with self.board.core(2 * self.sampling.params.level + 1), one_thread():
+        """What the caller computes with the first codes is almost as urgent as preparing the next."""
+        with self.board.core((self.sampling.params.level, 2, 0)), one_thread():
             yield
 
     def end(self) -> None:
@@ -193,12 +208,13 @@ def run(
     # A generator that is never finished is still there when the interpreter ends.
     atexit.register(overlap.end)
     try:
-        # What others wait for begins first.
-        for level in sorted({window.level for window in windows}, reverse=True):
-            prior, own = priors(level, resident=True), [window for window in windows if window.level == level]
-            decoder = cast("OverlappingDecoder", backend.build(prior, len(sampling.params.batches[0])))
-            for turn in range(min(2, len(own))):
-                overlap.start(own[turn::2], prior, decoder.twin(overlap.team))
+        # What others wait for begins first, and may soon have all cores.
+        with one_thread():
+            for level in sorted({window.level for window in windows}, reverse=True):
+                prior, own = priors(level, resident=True), [window for window in windows if window.level == level]
+                decoder = cast("OverlappingDecoder", backend.build(prior, len(sampling.params.batches[0])))
+                for turn in range(min(2, len(own))):
+                    overlap.start(own[turn::2], prior, decoder.twin(overlap.team))
         left = len(windows)
         while left:
             event = overlap.events.get()

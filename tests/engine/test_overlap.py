@@ -53,6 +53,26 @@ def test_the_codes_are_those_of_one_window_after_another(jukebox, changes, threa
     torch.set_num_threads(2)
 
 
+def test_prompts_are_taken_in_part_by_part_and_catch_up(jukebox, monkeypatch):
+    expected, parts = one_after_another(jukebox, PARAMS), []
+    extend = NativeDecoder.extend
+
+    def slow(decoder, start, stop):
+        parts.append((decoder, start, stop))
+        time.sleep(0.002)
+        extend(decoder, start, stop)
+
+    monkeypatch.setattr(NativeDecoder, "extend", slow)
+    monkeypatch.setattr(overlap, "PROMPT_PART", 2)
+    monkeypatch.setattr(overlap, "LONGEST_PROMPT_PART", 5)
+    assert_same(jukebox.sample(PARAMS), expected)
+    assert {stop - start for _, start, stop in parts} >= {2, 4, 5}
+    reached = {}
+    for decoder, start, stop in parts:
+        assert start == (reached.get(decoder, 0) if start else 0)
+        reached[decoder] = stop
+
+
 def test_from_codes_of_any_length(jukebox):
     torch.manual_seed(0)
     for lengths in ((0, 40, 10), (430, 0, 0), (100, 70, 27), (0, 0, 26)):

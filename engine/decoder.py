@@ -89,10 +89,8 @@ class EagerDecoder:
 
     def __init__(self, prior: Prior, batch: int) -> None:
         self.prior = prior
-        # On CPUs the matrix product of a single row takes another path, with another rounding, than the product of
-        # two rows or more, whose rows do not depend on each other. Two lanes at least, and an item's codes are the same
-        # in every batch.
-        self.lanes = max(batch, 2) if prior.device.type == "cpu" else batch
+        # What a CPU would fill up anyway in every product, so that an item's codes are the same in every batch.
+        self.lanes = max(batch, reference.FEWEST_ROWS) if prior.device.type == "cpu" else batch
         self.cache = KVCache(prior.config, self.lanes, prior.device, prior.dtype)
 
     @torch.inference_mode()

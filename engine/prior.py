@@ -20,6 +20,9 @@ from .convolution import Upsampler
 from .kv_cache import KVCache
 from .transformer import LayerNorm, PrefillAttention, TransformerLayer
 
+# See Prior.logits.
+LOGIT_COLUMNS = 16
+
 
 class Conditioner(nn.Module):
     """Upper-level codes [B, T / ratio] -> frame condition [B, T, W], for the codes of one window."""
@@ -160,8 +163,15 @@ class Prior(nn.Module):
         """Hidden states [..., W] and their frame condition -> logits [..., V], in FP32 at least."""
         if cond is not None:
             x = x + cond
-        # A decode step multiplies from this side: the rounding of a row then does not depend on how many there are.
-        y = (self.token_embedding @ x.T).T if x.dim() == 2 else x @ self.token_embedding.T
+        rows = x.reshape(-1, x.shape[-1])
+        count = len(rows)
+        # On a CPU a row's rounding must not depend on how many there are. A decode step multiplies from this side,
+        # where that holds from so many columns on, a prompt from the other.
+        fewest = LOGIT_COLUMNS if x.dim() == 2 else reference.FEWEST_ROWS
+        if count < fewest and x.device.type == "cpu":
+            rows = F.pad(rows, (0, 0, 0, fewest - count))
+        y = (self.token_embedding @ rows.T).T if x.dim() == 2 else rows @ self.token_embedding.T
+        y = y[:count].view(*x.shape[:-1], -1)
         return y if y.dtype == torch.float64 else y.float()
 
     def _start(self, start_cond: Tensor | None, cache: KVCache) -> Tensor:

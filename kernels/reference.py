@@ -22,11 +22,18 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     return F.layer_norm(x.float(), weight.shape, weight.float(), bias.float(), eps).to(x.dtype)
 
 
+# A CPU's product of fewer rows takes other paths, with another rounding: of one row everywhere, of up to three where
+# MKL meets AMD's processors. From here on a row's result does not depend on the rows beside it.
+FEWEST_ROWS = 4
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x @ weight + bias with `weight` [in, out], as the checkpoints store it."""
-    if x.dim() == 2:
-        return torch.addmm(bias, x, weight)
-    return torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
+    rows = x.reshape(-1, x.shape[-1])
+    count = len(rows)
+    if count < FEWEST_ROWS and x.device.type == "cpu":
+        rows = F.pad(rows, (0, 0, 0, FEWEST_ROWS - count))
+    return torch.addmm(bias, rows, weight)[:count].view(*x.shape[:-1], -1)
 
 
 def quick_gelu(x: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ def task(items, prompt_len, context_len):
 
 def test_it_refuses_more_items_than_it_has_lanes():
     prior = Prior(PriorConfig(2, 16, 2, 1, 24, 3, codebook_size=20))
-    with pytest.raises(ValueError, match="5 items for a decoder of 3"):
-        EagerDecoder(prior, 3).prefill(task(5, 0, 24))
+    with pytest.raises(ValueError, match="7 items for a decoder of 5"):
+        EagerDecoder(prior, 5).prefill(task(7, 0, 24))
 
 
 def test_wide_layers_give_one_result_whatever_the_threads_and_the_batch():

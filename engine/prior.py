@@ -20,8 +20,8 @@ from .convolution import Upsampler
 from .kv_cache import KVCache
 from .transformer import LayerNorm, PrefillAttention, TransformerLayer
 
-# See Prior.logits.
-LOGIT_COLUMNS = 16
+# On a CPU logits are computed for so many rows at least: with fewer, a row's rounding depends on how many there are.
+FEWEST_LOGITS = 16
 
 
 class Conditioner(nn.Module):
@@ -165,11 +165,9 @@ class Prior(nn.Module):
             x = x + cond
         rows = x.reshape(-1, x.shape[-1])
         count = len(rows)
-        # On a CPU a row's rounding must not depend on how many there are. A decode step multiplies from this side,
-        # where that holds from so many columns on, a prompt from the other.
-        fewest = LOGIT_COLUMNS if x.dim() == 2 else reference.FEWEST_ROWS
-        if count < fewest and x.device.type == "cpu":
-            rows = F.pad(rows, (0, 0, 0, fewest - count))
+        if count < FEWEST_LOGITS and x.device.type == "cpu":
+            rows = F.pad(rows, (0, 0, 0, FEWEST_LOGITS - count))
+        # A decode step multiplies from this side: there that holds for any number from those on.
         y = (self.token_embedding @ rows.T).T if x.dim() == 2 else rows @ self.token_embedding.T
         y = y[:count].view(*x.shape[:-1], -1)
         return y if y.dtype == torch.float64 else y.float()

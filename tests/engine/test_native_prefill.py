@@ -23,9 +23,9 @@ def poisoned(decoder):
 
 
 def kept(decoder) -> list[torch.Tensor]:
-    """Keys and values of each layer [2, B, H, slots, D]."""
+    """Keys and values of each layer [2, B, H, slots, D], of the items: the eager decoder has more lanes."""
     if not isinstance(decoder, NativeDecoder):
-        return [layer.kv for layer in decoder.cache.layers]
+        return [layer.kv[:, : len(decoder.task.codes)] for layer in decoder.cache.layers]
     return [
         torch.stack([layer.keys.transpose(3, 4).flatten(2, 3)[:, :, : layer.slots], layer.values])
         for layer in decoder.cache

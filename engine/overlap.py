@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .sampler import PriorSource, Sampling
     from .windows import Window
 
-# Positions of a prompt that are taken in at once: as soon as so many codes are there, and no more if there are.
+# Positions of a prompt that are taken in at once: as soon as the first number of codes is there, at most the second.
 PROMPT_PART, LONGEST_PROMPT_PART = 64, 256
 # Positions that are sampled at once at first; then as many as take about so long: a stop waits for them. Above the
 # bottom level at most a few: who is nearer to the audio waits for them, too.

@@ -68,13 +68,15 @@ class NextCode(Objective):
 
 @dataclass(frozen=True)
 class Distillation:
-    """The weights of a student's losses, which layers it imitates, and what its own start from."""
+    """The weights of a student's losses, which layers it imitates, what its own start from, and whether it keeps the
+    teacher's embeddings, head and conditioner as they are."""
 
     hidden: float = 1.0
     attention: float = 1.0
     temperature: float = 1.0
     mapping: Mapping = "last"
     copy_layers: bool = False
+    share_embeddings: bool = False
 
     def __post_init__(self) -> None:
         if self.mapping not in get_args(Mapping):

@@ -127,6 +127,7 @@ PRESETS: dict[str, Preset] = {
         crop=8192,
         vqvae=(VQVAETraining(steps=3, quantize_from=1),) * 3,
         prior=PriorTraining(batch=2, measured_windows=1, matrix_learning_rate=0.02),
+        distillation=Distillation(share_embeddings=True),
         epochs=(Epochs(0.02, 0.01, 0.01, 0.01), Epochs(0.1, 0.05, 0.05), Epochs(1, 0.5, 0.5, 0.5)),
         depths={72: 9, 24: 6, 18: 3},
         shallow_depth=3,
@@ -144,8 +145,8 @@ PRESETS: dict[str, Preset] = {
             VQVAETraining(steps=1800),
         ),
         prior=PriorTraining(batch=2, learning_rate=3e-3, matrix_learning_rate=0.02, warm_up=50),
-        # Students start from the teacher's layers, which are trained already.
-        distillation=Distillation(copy_layers=True),
+        # Students start from the teacher's layers, which are trained already; one copy of the embeddings serves all.
+        distillation=Distillation(copy_layers=True, share_embeddings=True),
         # Made for two CPU cores: a step at 18 layers costs a quarter of one at 72. Some 4 to 9 million codes at each
         # level at 18 layers, 1.2 million at 72, and 1.2 to 1.3 million for a student; 2.2 million for plain ones. The
         # longer a network has learned before it grows, the less its layers should be moved at once.

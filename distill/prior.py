@@ -105,13 +105,14 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
 
 
 def prior_optimizer(prior: Prior, settings: PriorTraining) -> torch.optim.Optimizer:
-    """Muon for the layers' matrices where it has a learning rate, AdamW for the rest."""
+    """Muon for the layers' matrices where it has a learning rate, AdamW for the rest that is trained."""
+    trained = [parameter for parameter in prior.parameters() if parameter.requires_grad]
     if settings.matrix_learning_rate is None:
-        groups = parameter_groups(prior.parameters(), settings.weight_decay)
+        groups = parameter_groups(trained, settings.weight_decay)
         return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
     matrices = [parameter for parameter in prior.layers.parameters() if parameter.dim() == 2]
     seen = set(map(id, matrices))
-    others = [parameter for parameter in prior.parameters() if id(parameter) not in seen]
+    others = [parameter for parameter in trained if id(parameter) not in seen]
     groups = [
         {
             "params": matrices,

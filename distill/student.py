@@ -86,3 +86,10 @@ def new_student(teacher: Prior, depth: int, copy_layers: bool = False) -> Prior:
         for index, group in enumerate(groups):
             student.layers[index] = copy.deepcopy(teacher.layers[max(group, key=lambda i: _strength(teacher, i))])
     return student.to(teacher.device)
+
+
+def share_embeddings(student: Prior) -> None:
+    """Leave all but the student's layers out of training: it keeps the teacher's embeddings, start token, head and
+    conditioner, so that one copy of them serves the teacher and all its students."""
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(name.startswith("layers."))

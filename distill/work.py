@@ -35,7 +35,7 @@ from .parallel import Processes
 from .presets import PRESETS, Preset
 from .prior import PriorTraining, load_averaged, train_prior
 from .run_folder import FIGURES, check_same, read_figures, read_json, record, write_figures
-from .student import new_student
+from .student import new_student, share_embeddings
 from .systems import SYSTEMS, TEACHER, UPSAMPLERS, System, system
 from .vqvae import load_level, train_level
 
@@ -250,6 +250,8 @@ class Work:
             student = new_student(teacher, depth, preset.distillation.copy_layers)
         else:
             student = self.prior(recipe.start, level).requires_grad_(True).train()
+        if preset.distillation.share_embeddings:
+            share_embeddings(student)
         kind = LayerMatching if recipe.objective == "layers" else SoftTargets
         return kind(student, teacher, preset.distillation, computing)
 
@@ -277,7 +279,8 @@ class Work:
         overwrite: bool = False,
     ) -> None:
         """Write a system's stack as a checkpoint folder that the engine loads (FP16 safetensors); with `base`, another
-        such folder, only the files that differ from its. `own` as for `source`. What is in `out` beside stays.
+        such folder, only the files and tensors that differ from its. `own` as for `source`. What is in `out` beside
+        stays.
 
         `out` holds no checkpoint, or the one that it held, until the new one is whole.
 
@@ -297,7 +300,10 @@ class Work:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as whole:
             for file, network in networks.items():
-                checkpoint.save_network(Path(whole) / file, network)
+                new, theirs = Path(whole) / file, base / file if base else None
+                checkpoint.save_network(new, network)
+                if theirs and theirs.exists() and theirs.read_bytes() != new.read_bytes():
+                    checkpoint.save_network(new, network, base=theirs)
             # Without its config a folder is no checkpoint.
             (out / config_file).unlink(missing_ok=True)
             for file in networks:

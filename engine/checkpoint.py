@@ -1,5 +1,6 @@
 """Our own checkpoint folders: config.json, vqvae.safetensors and one prior_K.safetensors per level. A folder may name a
-`base` in its config.json, another such folder (by a path relative to its own), that has the files which it lacks.
+`base` in its config.json, another such folder (by a path relative to its own), that has the files which it lacks, and
+the tensors that a file of its own leaves out: systems distilled from one teacher may share their embeddings.
 
 Nothing in them is executed when they are read. Modules are built without memory and take the tensors of the file one
 by one, so a level is in host memory once, in the dtype it is used in.
@@ -8,9 +9,10 @@ by one, so a level is in host memory once, in the dtype it is used in.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +41,8 @@ def prior_file(level: int) -> str:
 
 
 CONFIG_FILE, VQVAE_FILE = "config.json", "vqvae.safetensors"
+# In a file's metadata: the digest of the tensors that it leaves to the base.
+SHARED = "shared"
 
 
 def network_files(config: JukeboxConfig) -> list[str]:
@@ -46,12 +50,23 @@ def network_files(config: JukeboxConfig) -> list[str]:
     return [VQVAE_FILE, *(prior_file(prior.level) for prior in config.priors)]
 
 
-def network_path(folder: Path, name: str) -> Path:
-    """Where a file of a checkpoint is: in `folder`, or in its base if that has it and the folder has not."""
-    path = folder / name
-    if not path.exists() and (base := _read_config(folder).get("base")):
-        return folder / base / name if (folder / base / name).exists() else path
-    return path
+def network_paths(folder: Path, name: str) -> list[Path]:
+    """The files of `folder` and its base that hold the network of file `name`: one, or, where the folder's own leaves
+    tensors to the base, both, its own first. The folder's, if there is none."""
+    own, base = folder / name, _read_config(folder).get("base")
+    theirs = folder / base / name if base else own
+    if not own.exists():
+        return [theirs] if theirs.exists() else [own]
+    return [own, theirs] if base and SHARED in _metadata(own) else [own]
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        # Whoever reads the tensors will tell.
+        return {}
 
 
 def save_config(folder: Path, config: JukeboxConfig, base: str | None = None) -> None:
@@ -62,13 +77,34 @@ def save_config(folder: Path, config: JukeboxConfig, base: str | None = None) ->
     _replace(folder / CONFIG_FILE, lambda path: path.write_text(text))
 
 
-def save_network(path: Path, network: nn.Module, dtype: torch.dtype = torch.float16) -> None:
+def save_network(path: Path, network: nn.Module, dtype: torch.dtype = torch.float16, base: Path | None = None) -> None:
     """Write the parameters and buffers of `network` to one safetensors file, in `dtype`.
 
-    The network's name goes with them: levels may have the same shapes.
+    The network's name goes with them: levels may have the same shapes. base: a file of such a network; tensors that are
+    the same in it are left out, and their digest is kept.
     """
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network.state_dict().items()}
-    _replace(path, lambda temporary: save_file(tensors, temporary, {"network": _name(network)}))
+    metadata = {"network": _name(network)}
+    if base:
+        with safe_open(base, framework="pt") as file:
+            theirs = {name: file.get_tensor(name) for name in set(tensors) & set(file.keys())}
+        shared = {
+            name: tensor
+            for name, tensor in theirs.items()
+            if tensor.dtype == dtype and torch.equal(tensor, tensors[name])
+        }
+        if shared:
+            tensors = {name: tensor for name, tensor in tensors.items() if name not in shared}
+            metadata[SHARED] = _digest_of(shared)
+    _replace(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def _digest_of(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
@@ -114,7 +150,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def load_vqvae(folder: Path, device: torch.device | str = "cpu") -> VQVAE:
     """The VQ-VAE of a folder, in FP32: it is small, and the codes it finds should not depend on a dtype."""
     config = load_config(folder).vqvae
-    return _load(network_path(folder, VQVAE_FILE), lambda: VQVAE(config), device, torch.float32)
+    return _load(network_paths(folder, VQVAE_FILE), lambda: VQVAE(config), device, torch.float32)
 
 
 def load_prior(
@@ -124,27 +160,55 @@ def load_prior(
     config = load_config(folder)
     if not 0 <= level < len(config.priors):
         raise CheckpointError(f"{folder}: has priors of level 0 to {len(config.priors) - 1}, not {level}")
-    return _load(network_path(folder, prior_file(level)), lambda: Prior(config.priors[level]), device, dtype)
+    return _load(network_paths(folder, prior_file(level)), lambda: Prior(config.priors[level]), device, dtype)
 
 
 def prior_bytes(folder: Path, config: JukeboxConfig) -> int:
     """Bytes of all prior files together; what is missing counts as nothing."""
-    paths = (network_path(folder, prior_file(prior.level)) for prior in config.priors)
+    paths = (path for prior in config.priors for path in network_paths(folder, prior_file(prior.level)))
     return sum(path.stat().st_size for path in paths if path.exists())
 
 
-def _load(path: Path, build: Callable[[], Network], device: torch.device | str, dtype: torch.dtype) -> Network:
+def _load(
+    paths: Sequence[Path], build: Callable[[], Network], device: torch.device | str, dtype: torch.dtype
+) -> Network:
+    """paths: as `network_paths` gives them."""
     network = without_memory(build)
+    path = paths[0]
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            found = (file.metadata() or {}).get("network", _name(network))
+            metadata = file.metadata() or {}
+            found = metadata.get("network", _name(network))
             if found != _name(network):
                 raise CheckpointError(f"{path}: holds a {found}, not a {_name(network)}")
             names = list(file.keys())
-            assign(network, ((name, file.get_tensor(name).to(_stored_as(name, dtype))) for name in names), path)
+            shared = {}
+            if SHARED in metadata:
+                shared = _shared(paths, sorted(set(network.state_dict()) - set(names)), metadata[SHARED])
+            own = ((name, file.get_tensor(name)) for name in names)
+            tensors = itertools.chain(own, ((name, tensor.to(device)) for name, tensor in shared.items()))
+            assign(network, ((name, tensor.to(_stored_as(name, dtype))) for name, tensor in tensors), path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); is the file complete?") from None
     return network.eval().requires_grad_(False)
+
+
+def _shared(paths: Sequence[Path], names: Sequence[str], digest: str) -> dict[str, Tensor]:
+    """The tensors that the first of `paths` leaves to the second. Raises CheckpointError."""
+    if len(paths) < 2:
+        raise CheckpointError(f"{paths[0]}: leaves tensors to the folder's base, but its config.json names none")
+    try:
+        with safe_open(paths[1], framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{paths[1]}: cannot be read ({error}); {paths[0]} has tensors in common with it"
+        ) from None
+    if _digest_of(tensors) != digest:
+        raise CheckpointError(
+            f"{paths[1]}: not what {paths[0]} was written beside: its {names[0]} or others differ; export both again"
+        )
+    return tensors
 
 
 class _NoInitialization(TorchFunctionMode):
@@ -204,7 +268,8 @@ def fingerprint(folder: Path) -> str:
     """A short identity of a folder's weights: its config, and every byte of its files."""
     digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes())
     for name in network_files(load_config(folder)):
-        path = network_path(folder, name)
+        # What it shares with the base is in its metadata, as a digest.
+        path = network_paths(folder, name)[0]
         if path.exists():
             status = path.stat()
             digest.update(f"{name} {_digest(path.resolve(), status.st_size, status.st_mtime_ns)}".encode())

@@ -274,11 +274,11 @@ class Jukebox:
             # Not when the levels above have been sampled for hours.
             if prior.level < params.level or prior.level in self._priors:
                 continue
-            path = checkpoint.network_path(self.folder, checkpoint.prior_file(prior.level))
-            if not path.exists():
-                raise checkpoint.CheckpointError(
-                    f"{path} does not exist: sampling down to level {params.level} needs it"
-                )
+            for path in checkpoint.network_paths(self.folder, checkpoint.prior_file(prior.level)):
+                if not path.exists():
+                    raise checkpoint.CheckpointError(
+                        f"{path} does not exist: sampling down to level {params.level} needs it"
+                    )
         samples = max(1, round(params.seconds * self.sample_rate))
         known = [tensor.expand(params.num_samples, -1) if len(tensor) == 1 else tensor for tensor in self._known(codes)]
         sampling = Sampling(self.config, params, samples, known)

@@ -201,9 +201,10 @@ def _describe(model: str) -> None:
             )
         )
     for name in checkpoint.network_files(config):
-        path = checkpoint.network_path(folder, name)
-        if not path.exists():
-            rows.append((name, "missing"))
+        paths = checkpoint.network_paths(folder, name)
+        path = paths[0]
+        if missing := [path for path in paths if not path.exists()]:
+            rows.append((name, "missing" if missing[0] == path else f"{missing[0]}, which has part of it, is missing"))
             continue
         parameters, dtypes = 0, set()
         try:
@@ -219,7 +220,8 @@ def _describe(model: str) -> None:
             rows.append((name, f"cannot be read: {error}"))
             continue
         size = path.stat().st_size / 1e6
-        rows.append((name, f"{parameters:,} parameters in {', '.join(sorted(dtypes))}, {size:.1f} MB"))
+        rest = f", the others in {paths[1]}" if len(paths) > 1 else ""
+        rows.append((name, f"{parameters:,} parameters in {', '.join(sorted(dtypes))}, {size:.1f} MB{rest}"))
     report(rows)
 
 

@@ -26,6 +26,7 @@ from fastjukebox.distill.work import NotTrained, Work
 from fastjukebox.engine import checkpoint
 from fastjukebox.engine.jukebox import Jukebox
 from fastjukebox.engine.sampler import SamplingParams
+from safetensors import safe_open
 
 
 def test_later_commands_take_the_folders_preset_and_seed(stack, tmp_path, refused):
@@ -124,6 +125,24 @@ def test_a_stack_shares_files_with_its_base(stack, run, tmp_path):
     params = SamplingParams(seconds=0.1, seed=1)
     whole, shared = (Jukebox.from_pretrained(folder).sample(params) for folder in (base, out))
     assert torch.equal(torch.as_tensor(whole.audio), torch.as_tensor(shared.audio))
+
+
+def test_a_student_shares_its_teachers_embeddings_with_it(stack, tmp_path, monkeypatch):
+    work, base, out = Work(stack, "tiny"), tmp_path / "base", tmp_path / "base" / "student"
+    work.export("teacher-72", base)
+    # Levels 0 and 1 of student-18 are not trained here.
+    monkeypatch.setattr(work, "source", lambda name, level, own=None: name if level == 2 else "teacher-72")
+    work.export("student-18", out, base)
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "prior_2.safetensors"]
+    with safe_open(out / "prior_2.safetensors", "pt") as file:
+        assert all(name.startswith("layers.") for name in file.keys())  # noqa: SIM118
+    trained, found = work.prior("student-18", 2).half().state_dict(), checkpoint.load_prior(out, 2, dtype=torch.float16)
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in found.state_dict().items())
+    # Exported again without a base it is whole.
+    work.export("student-18", out, overwrite=True)
+    whole = checkpoint.load_prior(out, 2, dtype=torch.float16).state_dict()
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in whole.items())
+    assert Jukebox.from_pretrained(out).sample(SamplingParams(seconds=0.1, seed=1)).audio.shape[-1] == 4410
 
 
 def test_a_stack_may_take_levels_from_student_18(stack, refused, tmp_path):

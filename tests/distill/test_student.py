@@ -3,7 +3,9 @@
 import pytest
 import torch
 from fastjukebox.distill.growth import deepened
-from fastjukebox.distill.student import imitated, layer_groups, new_student
+from fastjukebox.distill.objectives import Computing, Distillation, SoftTargets
+from fastjukebox.distill.prior import PriorTraining, prior_optimizer
+from fastjukebox.distill.student import imitated, layer_groups, new_student, share_embeddings
 from fastjukebox.engine.config import ConditionerConfig, PriorConfig
 from fastjukebox.engine.patterns import Pattern
 from fastjukebox.engine.prior import Prior
@@ -78,3 +80,19 @@ def test_a_student_of_a_teacher_that_grew_is_what_it_grew_from(shallow, deep):
     codes = torch.randint(64, (2, 32))
     student = new_student(deepened(prior, deep), shallow, copy_layers=True)
     torch.testing.assert_close(student(codes), prior(codes))
+
+
+@pytest.mark.parametrize("matrix_learning_rate", [None, 0.02])
+def test_shared_embeddings_are_left_as_they_are(matrix_learning_rate):
+    config = PriorConfig(0, 32, 6, 2, 32, 4, codebook_size=64, conditioner=ConditionerConfig(16, 2, stages=1))
+    torch.manual_seed(0)
+    teacher = Prior(config)
+    student = new_student(teacher, 3)
+    share_embeddings(student)
+    optimizer = prior_optimizer(student, PriorTraining(matrix_learning_rate=matrix_learning_rate))
+    codes, upper = torch.randint(64, (2, 32)), torch.randint(64, (2, 16))
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    SoftTargets(student, teacher, Distillation(), Computing())(codes, upper).backward()
+    optimizer.step()
+    for name, tensor in student.state_dict().items():
+        assert torch.equal(tensor, before[name]) is not name.startswith("layers."), name

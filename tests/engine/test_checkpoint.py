@@ -9,6 +9,7 @@ import pytest
 import torch
 from fastjukebox.engine import CheckpointError, Jukebox, JukeboxConfig, Prior, checkpoint
 from fastjukebox.engine.config import PRESETS, from_json, to_json
+from fastjukebox.engine.sampler import SamplingParams
 from safetensors.torch import load_file, save_file
 
 
@@ -249,6 +250,40 @@ def test_a_folder_takes_what_it_lacks_from_its_base(tiny_model, tiny_config, tmp
     own = checkpoint.load_prior(folder, 1)
     assert not torch.equal(own.token_embedding, checkpoint.load_prior(base, 1).token_embedding)
     assert checkpoint.fingerprint(folder) != before
+
+
+def test_tensors_left_to_the_base_are_those_it_had(tiny_model, tiny_config, tmp_path):
+    base, folder, name = tmp_path / "base", tmp_path / "folder", checkpoint.prior_file(0)
+    shutil.copytree(tiny_model, base)
+    checkpoint.save_config(folder, tiny_config, "../base")
+    prior = checkpoint.load_prior(base, 0)
+    prior.layers[0].up.weight.data.neg_()
+    checkpoint.save_network(folder / name, prior, torch.float32, base=base / name)
+    assert list(load_file(folder / name)) == ["layers.0.up.weight"]
+    found = checkpoint.load_prior(folder, 0).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in prior.state_dict().items())
+    assert checkpoint.network_paths(folder, name) == [folder / name, folder / "../base" / name]
+    # Another dtype is another file; nothing is shared with it.
+    checkpoint.save_network(tmp_path / "half.safetensors", prior, torch.float16, base=base / name)
+    assert len(load_file(tmp_path / "half.safetensors")) == len(prior.state_dict())
+
+    def error():
+        with pytest.raises(CheckpointError) as raised:
+            checkpoint.load_prior(folder, 0)
+        return str(raised.value)
+
+    # A base that went on to other weights, that is gone, and none at all.
+    theirs = checkpoint.load_prior(base, 0)
+    theirs.token_embedding[3, 2] += 1
+    checkpoint.save_network(base / name, theirs, torch.float32)
+    assert "base/prior_0.safetensors: not what" in error() and "export both again" in error()
+    (base / name).unlink()
+    assert "base/prior_0.safetensors: cannot be read" in error()
+    request = SamplingParams(seconds=0.1)
+    with pytest.raises(CheckpointError, match=r"base/prior_0\.safetensors does not exist"):
+        Jukebox.from_pretrained(folder).sample(request)
+    checkpoint.save_config(folder, tiny_config)
+    assert "leaves tensors to the folder's base" in error()
 
 
 def test_a_base_that_is_no_path_is_refused(tmp_path):

@@ -84,3 +84,17 @@ def test_other_priors_take_the_codes_of_their_vqvae(command, tiny_model, other_p
 def test_codes_files_that_do_not_say_whose_they_are_pass(command, tiny_model):
     runs.save_codes(Path("old.safetensors"), [torch.zeros(1, count, dtype=torch.long) for count in (0, 0, 16)])
     assert command("decode", "old.safetensors", "old.wav", "--model", tiny_model)[0] == 0
+
+
+def test_info_tells_where_a_network_is(command, tiny_model, tiny_config):
+    shutil.copytree(tiny_model, "base")
+    prior, name = checkpoint.load_prior(Path("base"), 0), checkpoint.prior_file(0)
+    prior.layers[0].up.weight.neg_()
+    checkpoint.save_config(Path("student"), tiny_config, "../base")
+    checkpoint.save_network(Path("student", name), prior, torch.float32, base=Path("base", name))
+    told = " ".join(command("info", "--model", "student")[1].split())
+    own = prior.layers[0].up.weight.numel()
+    assert f"{name} {own:,} parameters in F32, 0.0 MB, the others in student/../base/{name}" in told
+    Path("base", name).unlink()
+    told = " ".join(command("info", "--model", "student")[1].split())
+    assert f"{name} student/../base/{name}, which has part of it, is missing" in told

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..kernels import native, philox, reference
+from ..kernels import native_library, philox, reference
 from . import graph_decoder
 from .kv_cache import KVCache
 from .prior import Prior
@@ -54,7 +54,12 @@ class WindowTask:
 
 
 class Decoder(Protocol):
-    """Call `prefill(task)` once per window, then `run` for consecutive ranges of positions from `prompt_len` on."""
+    """Call `condition` for upper codes, `prefill(task)` once per window, then `run` for consecutive ranges of
+    positions from `prompt_len` on."""
+
+    def condition(self, upper_codes: Tensor) -> Tensor:
+        """Upper codes [B, context_len / ratio] of a window -> its frame condition [B, context_len, W], item by item."""
+        ...
 
     def prefill(self, task: WindowTask) -> None:
         """Take the task and put its prompt into the cache."""
@@ -92,6 +97,11 @@ class EagerDecoder:
         # What a CPU would fill up anyway in every product, so that an item's codes are the same in every batch.
         self.lanes = max(batch, reference.FEWEST_ROWS) if prior.device.type == "cpu" else batch
         self.cache = KVCache(prior.config, self.lanes, prior.device, prior.dtype)
+
+    @torch.inference_mode()
+    def condition(self, upper_codes: Tensor) -> Tensor:
+        with self._own_threads():
+            return self.prior.condition(upper_codes)
 
     @torch.inference_mode()
     def prefill(self, task: WindowTask) -> None:
@@ -164,7 +174,7 @@ def _native_int8(prior: Prior, batch: int) -> Decoder:
 def _native_missing(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
         return "it is for CPUs"
-    return "it takes float32 priors" if dtype != torch.float32 else native.missing()
+    return "it takes float32 priors" if dtype != torch.float32 else native_library.missing()
 
 
 # The fastest first.

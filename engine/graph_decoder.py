@@ -18,6 +18,7 @@ from ..kernels import reference
 from ..kernels.packing import PackedWeight, pack_weight
 from .kv_cache import KVCache, LayerCache
 from .prior import Prior
+from .threads import one_thread
 from .transformer import TransformerLayer
 
 if TYPE_CHECKING:
@@ -103,6 +104,11 @@ class GraphDecoder:
                 parts[pattern] = _Parts(sums, buffer(count, config.heads), buffer(count, config.heads))
             packed = (pack_weight(p.weight, int8) for p in (module.qkv, module.proj, module.up, module.down))
             self.layers.append(_Layer(module, cache, parts[pattern], *packed))
+
+    @torch.inference_mode()
+    def condition(self, upper_codes: Tensor) -> Tensor:
+        with one_thread():
+            return self.prior.condition(upper_codes)
 
     @torch.inference_mode()
     def prefill(self, task: WindowTask) -> None:

@@ -6,13 +6,19 @@ import copy
 import statistics
 import time
 from collections import deque
+from typing import TYPE_CHECKING, cast
 
 import torch
+from torch import Tensor
 
-from ..kernels import native
+from ..kernels import native, native_library
+from ..kernels.native_condition import NativeConditioner
 from .decoder import WindowTask
 from .kv_cache import num_slots
 from .prior import Prior
+
+if TYPE_CHECKING:
+    from .convolution import ResidualBlock, ResidualStack
 
 
 class TeamSize:
@@ -69,6 +75,20 @@ class TeamSize:
         self.recent.setdefault(threads, deque(maxlen=3)).append(seconds / steps)
 
 
+def _conditioner(prior: Prior) -> NativeConditioner | None:
+    network, config = prior.conditioner, prior.config.conditioner
+    if network is None or config is None:
+        return None
+    blocks = [cast("ResidualBlock", block) for block in cast("ResidualStack", network.upsampler.stacks[0])]
+    return NativeConditioner(
+        dict(network.named_parameters()),
+        stages=config.stages,
+        stride=config.stride,
+        dilations=[block.dilated.dilation[0] for block in blocks],
+        res_scale=blocks[0].res_scale if blocks else 1.0,
+    )
+
+
 class NativeDecoder:
     """FP32 arithmetic on weights stored as FP32, or as FP16 where that loses nothing; or int8 weights, whose products
     with inputs of 15 bits are summed exactly (kernels/packing.py).
@@ -106,6 +126,8 @@ class NativeDecoder:
             res_scale=config.res_scale,
         )
 
+        self.conditioner = _conditioner(prior)
+
     def _new_cache(self, batch: int) -> list[native.LayerCache]:
         config = self.prior.config
         return [
@@ -120,6 +142,11 @@ class NativeDecoder:
         other.team = TeamSize(threads)
         return other
 
+    def condition(self, upper_codes: Tensor) -> Tensor:
+        if self.conditioner is None:
+            raise ValueError(f"the level {self.prior.config.level} prior has no conditioner")
+        return self.conditioner(upper_codes)
+
     def prefill(self, task: WindowTask) -> None:
         self.begin(task)
         self.extend(0, task.prompt_len)
@@ -132,7 +159,7 @@ class NativeDecoder:
 
     def extend(self, start: int, stop: int) -> None:
         task, row_len = self.task, self.prior.config.row_len
-        native.rest_pytorch_threads()
+        native_library.rest_pytorch_threads()
         # A first call tells how long a row of the window takes.
         while start < stop:
             last = min(start + self.prompt_positions, stop)
@@ -151,7 +178,7 @@ class NativeDecoder:
 
     def run(self, start: int, stop: int) -> None:
         task = self.task
-        native.rest_pytorch_threads()
+        native_library.rest_pytorch_threads()
         while start < stop:
             threads, steps = self.team.next_call(self.SECONDS_PER_CALL)
             steps = min(steps, stop - start)

@@ -132,7 +132,7 @@ class _Overlap:
         if window.upper_needed:
             board.wait(level + 1, batch, window.upper_needed)
         with board.core(prepare_rank):
-            task = sampling.task(window, items, prior)
+            task = sampling.task(window, items, prior, decoder)
         decoder.begin(task)
         taken = window.start
         while taken < window.first:

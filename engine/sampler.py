@@ -19,7 +19,6 @@ from . import overlap
 from .config import JukeboxConfig
 from .decoder import Backend, Decoder, LevelSampling, WindowTask
 from .prior import Prior
-from .threads import one_thread
 from .windows import LevelPlan, Window, plan_levels, schedule
 
 # A 16-bit wav of 44.1 kHz holds 13.5 hours.
@@ -225,7 +224,7 @@ class Sampling:
             if level not in decoders:
                 decoders[level] = backend.build(prior, len(self.params.batches[0]))
             for items in self.params.batches:
-                task = self.task(window, items, prior)
+                task = self.task(window, items, prior, decoders[level])
                 decoders[level].prefill(task)
                 for first in range(window.first, window.stop, self.REPORT_EVERY):
                     stop = min(first + self.REPORT_EVERY, window.stop)
@@ -235,7 +234,7 @@ class Sampling:
             self.filled[level] = window.stop
             yield window
 
-    def task(self, window: Window, items: range, prior: Prior) -> WindowTask:
+    def task(self, window: Window, items: range, prior: Prior, decoder: Decoder) -> WindowTask:
         """What a decoder is given for some items of a window: the condition, and the prompt as far as it is there."""
         level, device, rows = window.level, prior.device, slice(items.start, items.stop)
         codes = torch.zeros(len(items), prior.config.context_len, dtype=torch.long)
@@ -244,8 +243,7 @@ class Sampling:
         if prior.config.conditioner:
             ratio = prior.config.conditioner.upper_ratio
             upper = self.codes[level + 1][rows, window.start // ratio : window.upper_needed]
-            with torch.inference_mode(), one_thread():
-                frame_cond = prior.condition(upper.to(device))
+            frame_cond = decoder.condition(upper.to(device))
         return WindowTask(
             codes=codes.to(device),
             prompt_len=window.first - window.start,

@@ -10,163 +10,26 @@ in an instruction, and exactly.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import ctypes
-import importlib.machinery
 import mmap
-from collections.abc import Iterator, Sequence
-from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_int64, c_uint64, c_void_p
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Sequence
+from ctypes import byref
 
 import torch
 from torch import Tensor
 
+from .native_library import Layer, Matrix, Model, Task, check, library
 from .packing import quantize_int8
 
 PANEL = 16
 KEY_BLOCK = 16
 STORED = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
-INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512-vnni")
 # Of a task's codes, items, frame_cond and start_cond.
 TASK_DTYPES = (torch.int64, torch.int64, torch.float32, torch.float32)
 PATTERNS = {"row": 0, "column": 1, "previous_row": 2, "dense": 3}
 
 
-class _Matrix(Structure):
-    _fields_ = [
-        ("panels", c_void_p),
-        ("scale", c_void_p),
-        ("bias", c_void_p),
-        ("inputs", c_int32),
-        ("outputs", c_int32),
-        ("stored", c_int32),
-    ]
-
-
-class _Layer(Structure):
-    _fields_ = [
-        *((f"ln_{i}_{part}", c_void_p) for i in (0, 1) for part in ("weight", "bias")),
-        *((name, _Matrix) for name in ("qkv", "proj", "up", "down")),
-        ("keys", c_void_p),
-        ("values", c_void_p),
-        ("pattern", c_int32),
-        ("slots", c_int32),
-    ]
-
-
-class _Model(Structure):
-    _fields_ = [
-        *(
-            (name, c_int32)
-            for name in (
-                "depth",
-                "width",
-                "attn_width",
-                "heads",
-                "mlp_width",
-                "codebook_size",
-                "context_len",
-                "row_len",
-            )
-        ),
-        ("res_scale", c_float),
-        ("token_embedding", c_void_p),
-        ("pos_embedding", c_void_p),
-        ("start_token", c_void_p),
-        ("head", _Matrix),
-        ("layers", POINTER(_Layer)),
-    ]
-
-
-class _Task(Structure):
-    _fields_ = [
-        ("batch", c_int32),
-        ("codes", c_void_p),
-        ("frame_cond", c_void_p),
-        ("start_cond", c_void_p),
-        ("items", c_void_p),
-        ("seed", c_uint64),
-        ("offset", c_int64),
-        ("level", c_int32),
-        ("top_k", c_int32),
-        ("temperature", c_float),
-        ("top_p", c_float),
-    ]
-
-
-@lru_cache(maxsize=1)
-def library() -> ctypes.CDLL:
-    """The compiled decoder. Raises OSError with the reason where there is none."""
-    folder = Path(__file__).parent
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = folder / f"_decode{suffix}"
-        if path.exists():
-            break
-    else:
-        reason = folder / "_decode.missing"
-        why = f" ({reason.read_text().strip()})" if reason.exists() else ""
-        raise OSError(f"it was not built{why}: install a C++ compiler (g++) and fastjukebox again")
-    lib = ctypes.CDLL(str(path))
-    lib.fastjukebox_isa.restype = c_char_p
-    for function in (lib.fastjukebox_decode, lib.fastjukebox_prefill):
-        function.argtypes = [POINTER(_Model), POINTER(_Task), c_int32, c_int32, c_int32]
-    sizes = (c_int32 * 3)()
-    lib.fastjukebox_sizes(sizes)
-    if list(sizes) != [ctypes.sizeof(kind) for kind in (_Model, _Layer, _Task)]:
-        raise OSError(f"{path} was built from another version: install fastjukebox again")
-    return lib
-
-
-def missing() -> str | None:
-    """Why the native decoder cannot run here, or None."""
-    try:
-        library()
-    except OSError as error:
-        return str(error)
-    return None
-
-
-def instruction_set() -> str:
-    """What the decoder uses on this CPU: "avx512-vnni", "avx512", "avx2" or "portable"."""
-    return library().fastjukebox_isa().decode()
-
-
-@lru_cache(maxsize=1)
-def _libgomp() -> ctypes.CDLL | None:
-    """The GNU OpenMP runtime that PyTorch has loaded, if it has."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/maps").read_text().splitlines():
-            path = line.split(maxsplit=5)[-1]
-            if Path(path).name.startswith("libgomp"):
-                return ctypes.CDLL(path)
-    return None
-
-
-def rest_pytorch_threads() -> None:
-    """Let the threads of PyTorch's last parallel region end.
-
-    They would spin for some milliseconds, waiting for the next one, on the cores that the decoder's team needs: on two
-    cores that cost a quarter of a window's time. `omp_pause_resource_all` (OpenMP 5.0) concerns the calling thread's
-    own pool; PyTorch starts another when it needs one.
-    """
-    gomp = _libgomp()
-    if gomp is not None and hasattr(gomp, "omp_pause_resource_all"):
-        gomp.omp_pause_resource_all(1)
-
-
-@contextlib.contextmanager
-def limited_to(name: str) -> Iterator[None]:
-    """Within this context the decoder uses no better instruction set than `name`; for tests."""
-    library().fastjukebox_limit(INSTRUCTION_SETS.index(name))
-    try:
-        yield
-    finally:
-        library().fastjukebox_limit(len(INSTRUCTION_SETS) - 1)
-
-
-def _panels(weight: Tensor) -> Tensor:
+def panels(weight: Tensor) -> Tensor:
     """[in, out] -> [ceil(out / PANEL), in, PANEL]"""
     pad = -weight.shape[1] % PANEL
     padded = torch.nn.functional.pad(weight, (0, pad))
@@ -175,8 +38,8 @@ def _panels(weight: Tensor) -> Tensor:
 
 def _paired_panels(weight: Tensor) -> Tensor:
     """[in, out] -> [ceil(out / PANEL), ceil(in / 2), PANEL, 2]"""
-    panels = _panels(torch.nn.functional.pad(weight, (0, 0, 0, weight.shape[0] % 2)))
-    return panels.unflatten(1, (-1, 2)).transpose(2, 3).contiguous()
+    singles = panels(torch.nn.functional.pad(weight, (0, 0, 0, weight.shape[0] % 2)))
+    return singles.unflatten(1, (-1, 2)).transpose(2, 3).contiguous()
 
 
 def holds_fp16(weight: Tensor) -> bool:
@@ -214,7 +77,7 @@ class PackedWeights:
         self.nbytes += size
         return room.data_ptr()
 
-    def matrix(self, weight: Tensor, bias: Tensor | None = None) -> _Matrix:
+    def matrix(self, weight: Tensor, bias: Tensor | None = None) -> Matrix:
         """Pack `weight` [in, out] and its bias."""
         pad = (0, -weight.shape[1] % PANEL)
         scale = None
@@ -223,8 +86,8 @@ class PackedWeights:
             stored, scale = quantize_int8(stored)
         elif holds_fp16(stored):
             stored = stored.half()
-        return _Matrix(
-            panels=self.pointer((_paired_panels if self.int8 else _panels)(stored)),
+        return Matrix(
+            panels=self.pointer((_paired_panels if self.int8 else panels)(stored)),
             scale=None if scale is None else self.pointer(torch.nn.functional.pad(scale, pad)),
             bias=None if bias is None else self.pointer(torch.nn.functional.pad(bias, pad)),
             inputs=weight.shape[0],
@@ -239,8 +102,8 @@ class NativeModel:
     def __init__(
         self,
         weights: PackedWeights,
-        layers: Sequence[_Layer],
-        head: _Matrix,
+        layers: Sequence[Layer],
+        head: Matrix,
         token_embedding: Tensor,
         pos_embedding: Tensor,
         start_token: Tensor,
@@ -252,8 +115,8 @@ class NativeModel:
         res_scale: float,
     ) -> None:
         self._weights = weights
-        self._layers = (_Layer * len(layers))(*layers)
-        self._model = _Model(
+        self._layers = (Layer * len(layers))(*layers)
+        self._model = Model(
             depth=len(layers),
             width=token_embedding.shape[1],
             attn_width=attn_width,
@@ -276,7 +139,7 @@ class NativeModel:
         other._layers = type(self._layers)(*self._layers)
         for layer, own in zip(other._layers, cache, strict=True):
             layer.keys, layer.values = own.keys.data_ptr(), own.values.data_ptr()
-        other._model = _Model.from_buffer_copy(self._model)
+        other._model = Model.from_buffer_copy(self._model)
         other._model.layers = other._layers
         return other
 
@@ -310,7 +173,7 @@ class NativeModel:
             temperature=temperature,
             top_p=top_p,
         )
-        _check(library().fastjukebox_decode(byref(self._model), byref(task), start, stop, threads), threads)
+        check(library().fastjukebox_decode(byref(self._model), byref(task), start, stop, threads), threads)
 
     def prefill(
         self,
@@ -325,26 +188,18 @@ class NativeModel:
         """Put positions start ... stop - 1 into the cache, which holds all earlier ones: to the bit what `decode` would
         leave there."""
         task = _task(codes, None, frame_cond, start_cond)
-        _check(library().fastjukebox_prefill(byref(self._model), byref(task), start, stop, threads), threads)
-
-
-def _check(status: int, threads: int) -> None:
-    """Raises what a call's status means (csrc/decode.h)."""
-    if status == 1:
-        raise OSError(f"the system has no room for {threads} threads: ask for fewer")
-    if status == 2:
-        raise MemoryError(f"no room for the buffers of {threads} threads")
+        check(library().fastjukebox_prefill(byref(self._model), byref(task), start, stop, threads), threads)
 
 
 def _task(
     codes: Tensor, items: Tensor | None, frame_cond: Tensor | None, start_cond: Tensor | None, **sampling: float
-) -> _Task:
+) -> Task:
     """Its pointers are good as long as the tensors."""
     for tensor, dtype in zip((codes, items, frame_cond, start_cond), TASK_DTYPES, strict=True):
         if tensor is not None and not (tensor.is_contiguous() and tensor.dtype is dtype):
             found = f"{tensor.dtype} {tuple(tensor.shape)} of strides {tensor.stride()}"
             raise ValueError(f"a contiguous tensor of {dtype} is needed, not {found}")
-    return _Task(
+    return Task(
         batch=len(codes),
         codes=codes.data_ptr(),
         items=None if items is None else items.data_ptr(),
@@ -370,7 +225,7 @@ class LayerCache:
         return self.keys.nbytes + self.values.nbytes
 
 
-def pack_layer(weights: PackedWeights, tensors: dict[str, Tensor], cache: LayerCache, pattern: str) -> _Layer:
+def pack_layer(weights: PackedWeights, tensors: dict[str, Tensor], cache: LayerCache, pattern: str) -> Layer:
     """One layer from its tensors, named as in engine.transformer.TransformerLayer; the caller keeps the cache."""
     heads, head_dim = cache.keys.shape[1], cache.keys.shape[3]
 
@@ -379,7 +234,7 @@ def pack_layer(weights: PackedWeights, tensors: dict[str, Tensor], cache: LayerC
         return qkv.unflatten(-1, (3, heads, head_dim)).transpose(-3, -2).flatten(-3)
 
     tensors = tensors | {name: by_head(tensors[name]) for name in ("qkv.weight", "qkv.bias")}
-    return _Layer(
+    return Layer(
         **{f"ln_{i}_{part}": weights.pointer(tensors[f"ln_{i}.{part}"]) for i in (0, 1) for part in ("weight", "bias")},
         **{
             name: weights.matrix(tensors[f"{name}.weight"], tensors[f"{name}.bias"])

@@ -30,6 +30,7 @@ constexpr int TILE = 2;
 #include "simd.inc"
 #include "ops.inc"
 #include "sampling.inc"
+#include "condition.inc"
 #include "team.inc"
 #include "layer.inc"
 #include "step.inc"
@@ -49,6 +50,7 @@ constexpr int TILE = 3;
 #include "simd.inc"
 #include "ops.inc"
 #include "sampling.inc"
+#include "condition.inc"
 #include "team.inc"
 #include "layer.inc"
 #include "step.inc"
@@ -65,6 +67,7 @@ constexpr int TILE = 8;
 #include "simd.inc"
 #include "ops.inc"
 #include "sampling.inc"
+#include "condition.inc"
 #include "team.inc"
 #include "layer.inc"
 #include "step.inc"
@@ -81,6 +84,7 @@ constexpr int TILE = 8;
 #include "simd.inc"
 #include "ops.inc"
 #include "sampling.inc"
+#include "condition.inc"
 #include "team.inc"
 #include "layer.inc"
 #include "step.inc"
@@ -100,12 +104,11 @@ static int instruction_set() {
   return 0;
 }
 
-using Function = void (*)(const Model &, const Task &, int, int, int);
-
 // Calls the function of this CPU's instruction set, `functions` being in the order of ISA.
-static int call(const Function *functions, const Model &model, const Task &task, int start, int stop, int threads) {
+template <typename Function, typename... Arguments>
+static int call(const Function *functions, const Arguments &...arguments) {
   try {
-    functions[instruction_set()](model, task, start, stop, threads);
+    functions[instruction_set()](arguments...);
   } catch (const std::system_error &) {
     return FASTJUKEBOX_NO_THREADS;
   } catch (const std::bad_alloc &) {
@@ -114,22 +117,28 @@ static int call(const Function *functions, const Model &model, const Task &task,
   return 0;
 }
 
-extern "C" int fastjukebox_decode(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads) {
 #ifdef FASTJUKEBOX_X86
-  static const Function functions[] = {portable::run, avx2::run, avx512::run, avx512_vnni::run};
+#define EVERY_SET(name) {portable::name, avx2::name, avx512::name, avx512_vnni::name}
 #else
-  static const Function functions[] = {portable::run};
+#define EVERY_SET(name) {portable::name}
 #endif
+
+using Positions = void (*)(const Model &, const Task &, int, int, int);
+
+extern "C" int fastjukebox_decode(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads) {
+  static const Positions functions[] = EVERY_SET(run);
   return call(functions, *model, *task, start, stop, threads);
 }
 
 extern "C" int fastjukebox_prefill(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads) {
-#ifdef FASTJUKEBOX_X86
-  static const Function functions[] = {portable::prefill, avx2::prefill, avx512::prefill, avx512_vnni::prefill};
-#else
-  static const Function functions[] = {portable::prefill};
-#endif
+  static const Positions functions[] = EVERY_SET(prefill);
   return call(functions, *model, *task, start, stop, threads);
+}
+
+extern "C" int fastjukebox_condition(const Conditioner *conditioner, const int64_t *codes, int32_t count, float *out) {
+  using Condition = void (*)(const Conditioner &, const int64_t *, int, float *);
+  static const Condition functions[] = EVERY_SET(condition);
+  return call(functions, *conditioner, codes, count, out);
 }
 
 extern "C" const char *fastjukebox_isa(void) {
@@ -143,4 +152,6 @@ extern "C" void fastjukebox_sizes(int32_t *sizes) {
   sizes[0] = sizeof(Model);
   sizes[1] = sizeof(Layer);
   sizes[2] = sizeof(Task);
+  sizes[3] = sizeof(Convolution);
+  sizes[4] = sizeof(Conditioner);
 }

@@ -53,7 +53,25 @@ typedef struct {
   float temperature, top_p;
 } Task;
 
-// What decoding and prefill return where the system has no room for so many threads, or for their buffers; nothing has
+// y[t] = bias + the sum over taps of W[tap] x[t + first + tap * dilation]; x is zero beyond its ends. W [taps * in, out]
+// in panels, FP32.
+typedef struct {
+  const float *panels, *bias;
+  int32_t in, out, taps, dilation, first;
+} Convolution;
+
+// The network that turns the upper level's codes into a frame condition.
+typedef struct {
+  int32_t width, inner, hidden, stages, depth, stride;
+  float res_scale;
+  const float *embedding;             // [codebook_size, width]
+  const float *ln_weight, *ln_bias;   // [width]
+  // From the embedding to `inner`; then for each stage the two of each of `depth` residual blocks, and one for each of
+  // the `stride` outputs that a row turns into.
+  const Convolution *convolutions;
+} Conditioner;
+
+// What decoding, prefill and conditions return where the system has no room for so many threads, or for their buffers; nothing has
 // been done then. Else they return 0.
 enum { FASTJUKEBOX_NO_THREADS = 1, FASTJUKEBOX_NO_MEMORY = 2 };
 
@@ -64,13 +82,16 @@ int fastjukebox_decode(const Model *model, const Task *task, int32_t start, int3
 // every earlier position.
 int fastjukebox_prefill(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads);
 
+// Writes out[count * stride^stages, width] from codes[count], on the calling thread.
+int fastjukebox_condition(const Conditioner *conditioner, const int64_t *codes, int32_t count, float *out);
+
 // The instruction set in use: "avx512-vnni", "avx512", "avx2" or "portable".
 const char *fastjukebox_isa(void);
 
 // For tests: use no better instruction set than `isa`, 0 portable, 1 avx2, 2 avx512, 3 avx512-vnni.
 void fastjukebox_limit(int32_t isa);
 
-// sizeof(Model), sizeof(Layer), sizeof(Task), for the binding to check its mirror.
+// sizeof(Model), sizeof(Layer), sizeof(Task), sizeof(Convolution), sizeof(Conditioner), for the binding to check its mirror.
 void fastjukebox_sizes(int32_t *sizes);
 
 #ifdef __cplusplus

@@ -14,7 +14,7 @@ from fastjukebox.engine.config import PriorConfig
 from fastjukebox.engine.native_decoder import NativeDecoder
 from fastjukebox.engine.patterns import Pattern, mask
 from fastjukebox.engine.prior import Prior
-from fastjukebox.kernels import native
+from fastjukebox.kernels import native_library
 from fastjukebox.kernels.packing import pack_weight
 
 ROOT = Path(__file__).parent.parent.parent
@@ -48,7 +48,7 @@ def test_weights_by_part_are_the_bytes_of_the_priors_tensors(config, dtype, int8
     assert parts["embedding"] == 4 * prior.token_embedding[0].nbytes
 
 
-@pytest.mark.skipif(native.missing() is not None, reason="the native decoder is not built")
+@pytest.mark.skipif(native_library.missing() is not None, reason="the native decoder is not built")
 @pytest.mark.parametrize(("values", "int8"), [("fp32", False), ("fp16", False), ("fp16", True)])
 @pytest.mark.parametrize(("width", "depth"), [(128, 3), (256, 5)])
 def test_weights_add_up_to_what_the_native_decoder_packs(width, depth, values, int8):

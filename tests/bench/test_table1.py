@@ -5,7 +5,7 @@ import argparse
 import pytest
 import torch
 from fastjukebox.bench import harness, memory, request_parts, table1
-from fastjukebox.kernels import native
+from fastjukebox.kernels import native_library
 
 TINY = ["--sizes", "tiny", "--threads", "1", "--device", "cpu"]
 
@@ -45,7 +45,7 @@ def test_a_request_as_long_as_itself_takes_as_long():
 
 
 @pytest.mark.usefixtures("_no_processes")
-@pytest.mark.skipif(native.missing() is not None, reason=f"native decoder: {native.missing()}")
+@pytest.mark.skipif(native_library.missing() is not None, reason=f"native decoder: {native_library.missing()}")
 def test_windows_that_overlap_are_counted_once(tmp_path):
     path = tmp_path / "t.jsonl"
     words = ["--sizes", "tiny", "--audio-seconds", "0.05", "--rounds", "1", "--threads", "2", "--device", "cpu"]

@@ -14,12 +14,14 @@ from fastjukebox.engine.decoder import BACKENDS, EagerDecoder, LevelSampling, Wi
 from fastjukebox.engine.kv_cache import KVCache
 from fastjukebox.engine.native_decoder import NativeDecoder, TeamSize
 from fastjukebox.engine.patterns import Pattern
-from fastjukebox.kernels import native, philox, reference
+from fastjukebox.kernels import native, native_library, philox, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_cases import decode, make_prior, make_task
 
-pytestmark = pytest.mark.skipif(native.missing() is not None, reason=f"native decoder: {native.missing()}")
+pytestmark = pytest.mark.skipif(
+    native_library.missing() is not None, reason=f"native decoder: {native_library.missing()}"
+)
 
 
 def ties(prior, task, ours, theirs) -> list[float]:

@@ -5,12 +5,14 @@ import torch
 from fastjukebox.engine.decoder import EagerDecoder, WindowTask
 from fastjukebox.engine.native_decoder import NativeDecoder
 from fastjukebox.engine.patterns import Pattern
-from fastjukebox.kernels import native
+from fastjukebox.kernels import native_library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_cases import decode, make_prior, make_task
 
-pytestmark = pytest.mark.skipif(native.missing() is not None, reason=f"native decoder: {native.missing()}")
+pytestmark = pytest.mark.skipif(
+    native_library.missing() is not None, reason=f"native decoder: {native_library.missing()}"
+)
 CYCLE = (Pattern.ROW, Pattern.COLUMN, Pattern.PREVIOUS_ROW, Pattern.DENSE)
 
 
@@ -46,13 +48,13 @@ def with_prompt(task: WindowTask, prompt_len: int) -> WindowTask:
     width=st.sampled_from([48, 64]),
     row_len=st.sampled_from([3, 12, 32, 96]),
     threads=st.integers(1, 3),
-    isa=st.sampled_from(native.INSTRUCTION_SETS),
+    isa=st.sampled_from(native_library.INSTRUCTION_SETS),
     int8=st.booleans(),
     seed=st.integers(0, 9),
 )
 def test_a_prompt_leaves_the_cache_that_decoding_leaves(prompt_len, batch, width, row_len, threads, isa, int8, seed):
     prior = make_prior(seed, width=width, num_rows=96 // row_len, pattern_cycle=CYCLE)
-    with native.limited_to(isa):
+    with native_library.limited_to(isa):
         decoder, task = poisoned(NativeDecoder(prior, batch, int8)), make_task(prior, batch, cond=True)
         decode(decoder, task, prompt_len)
         left = kept(decoder)

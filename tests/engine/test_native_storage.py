@@ -6,9 +6,11 @@ from fastjukebox.engine.config import PriorConfig
 from fastjukebox.engine.decoder import EagerDecoder, LevelSampling, WindowTask
 from fastjukebox.engine.native_decoder import NativeDecoder
 from fastjukebox.engine.prior import Prior
-from fastjukebox.kernels import native
+from fastjukebox.kernels import native, native_library
 
-pytestmark = pytest.mark.skipif(native.missing() is not None, reason=f"native decoder: {native.missing()}")
+pytestmark = pytest.mark.skipif(
+    native_library.missing() is not None, reason=f"native decoder: {native_library.missing()}"
+)
 
 FP16_VALUES = [0.0, -0.0, 1.0, -65504.0, 2.0**-14, 2.0**-24, -3 * 2.0**-24, 1 + 2.0**-10]
 
@@ -47,11 +49,11 @@ def test_values_that_are_not_finite_stay_fp32():
         assert not native.holds_fp16(torch.tensor([[value]]))
 
 
-@pytest.mark.parametrize("isa", native.INSTRUCTION_SETS)
+@pytest.mark.parametrize("isa", native_library.INSTRUCTION_SETS)
 @pytest.mark.parametrize("batch", [1, 5])
 def test_fp16_storage_gives_the_codes_of_fp32_storage(isa, batch, monkeypatch):
     prior = fp16_prior()
-    with native.limited_to(isa):
+    with native_library.limited_to(isa):
         stored_as_fp16 = decode(NativeDecoder(prior, batch), prior, batch)
         monkeypatch.setattr(native, "holds_fp16", lambda weight: False)
         stored_as_fp32 = decode(NativeDecoder(prior, batch), prior, batch)

@@ -12,11 +12,13 @@ import torch
 from fastjukebox.engine import Jukebox, SamplingParams, overlap
 from fastjukebox.engine.native_decoder import NativeDecoder
 from fastjukebox.engine.runs import Run, RunError
-from fastjukebox.kernels import native
+from fastjukebox.kernels import native_library
 from native_cases import decode, make_prior, make_task
 from resumed import assert_same, stopped_and_resumed
 
-pytestmark = pytest.mark.skipif(native.missing() is not None, reason=f"native decoder: {native.missing()}")
+pytestmark = pytest.mark.skipif(
+    native_library.missing() is not None, reason=f"native decoder: {native_library.missing()}"
+)
 PARAMS = SamplingParams(seconds=27 * 128 / 44100, seed=5, num_samples=3, batch_size=2, hop_fraction=(0.75, 0.75, 0.5))
 
 

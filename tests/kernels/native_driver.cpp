@@ -148,9 +148,59 @@ bool check(const Sizes &sizes, int top_k, float top_p) {
   return sizes.stored != FP16 || agrees("stored as FP32", sizes, sample(wide, 0, 9, 1, top_k, top_p), whole, 0);
 }
 
+// Conditions of ragged sizes: finite, and on every instruction set about what the portable one gives.
+bool conditions() {
+  const struct {
+    int width, inner, hidden, stages, depth, stride, count;
+  } cases[] = {{33, 17, 9, 2, 3, 2, 70}, {16, 16, 32, 1, 0, 4, 5}, {5, 40, 40, 3, 1, 2, 1}};
+  std::mt19937 random(1);
+  for (const auto &sizes : cases) {
+    std::vector<std::vector<float>> kept;
+    const auto floats = [&](size_t count) {
+      kept.emplace_back(count);
+      for (auto &value : kept.back()) value = std::normal_distribution<float>(0.01f, 0.2f)(random);
+      return static_cast<const float *>(kept.back().data());
+    };
+    const auto convolution = [&](int in, int out, int taps, int dilation, int first) {
+      const int padded = (out + PANEL - 1) / PANEL * PANEL;
+      return Convolution{floats(size_t(taps) * in * padded), floats(padded), in, out, taps, dilation, first};
+    };
+    std::vector<Convolution> convolutions{convolution(sizes.width, sizes.inner, 3, 1, -1)};
+    int ratio = 1;
+    for (int stage = 0; stage < sizes.stages; ++stage, ratio *= sizes.stride) {
+      for (int block = 0, dilation = 1; block < sizes.depth; ++block, dilation *= 3) {
+        convolutions.push_back(convolution(sizes.inner, sizes.hidden, 3, dilation, -dilation));
+        convolutions.push_back(convolution(sizes.hidden, sizes.inner, 1, 1, 0));
+      }
+      const int out = stage + 1 < sizes.stages ? sizes.inner : sizes.width;
+      for (int phase = 0; phase < sizes.stride; ++phase)
+        convolutions.push_back(convolution(sizes.inner, out, 2, 1, phase < sizes.stride / 2 ? -1 : 0));
+    }
+    const Conditioner conditioner{sizes.width, sizes.inner, sizes.hidden, sizes.stages, sizes.depth, sizes.stride, 0.7f,
+                                  floats(size_t(9) * sizes.width), floats(sizes.width), floats(sizes.width), convolutions.data()};
+    std::vector<int64_t> codes;
+    for (int i = 0; i < sizes.count; ++i) codes.push_back(random() % 9);
+    std::vector<float> portable, found(size_t(sizes.count) * ratio * sizes.width);
+    for (int isa = 0; isa < 4; ++isa) {
+      fastjukebox_limit(isa);
+      std::fill(found.begin(), found.end(), NAN);
+      fastjukebox_condition(&conditioner, codes.data(), sizes.count, found.data());
+      if (isa == 0) portable = found;
+      for (size_t i = 0; i < found.size(); ++i) {
+        if (std::abs(found[i] - portable[i]) < 1e-3f) continue;
+        std::printf("%s: a condition of width %d has %g, not %g\n", fastjukebox_isa(), sizes.width, found[i], portable[i]);
+        return false;
+      }
+    }
+  }
+  std::printf("conditions: the same on every instruction set\n");
+  return true;
+}
+
 }  // namespace
 
 int main() {
+  if (!conditions()) return 1;
   const Sizes cases[] = {
       {4, 32, 16, 1, 32, 64, 4, 8, FP32, false},
       {5, 37, 15, 3, 41, 77, 6, 7, FP16, true},

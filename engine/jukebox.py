@@ -346,8 +346,7 @@ class Jukebox:
         """Audio of codes start ... stop - 1 of the level that is decoded, cut at the requested length."""
         level = sampling.params.level
         codes = sampling.codes[level][:, : sampling.plans[level].length].to(self.device)
-        with sampling.core():
-            audio = self.vqvae.decode(codes, level, start, stop).cpu()
+        audio = sampling.compute(lambda: self.vqvae.decode(codes, level, start, stop).cpu())
         offset = start * self.config.vqvae.samples_per_code(level)
         return audio[:, : max(0, sampling.samples - offset)]
 

@@ -5,17 +5,21 @@ different windows are there to be computed side by side. Each level has two deco
 while one samples a window, the other prepares the next, whose prompt comes code by code, and begins where the first
 ends. So a core samples the bottom level without pause, and what else there is to do, prompts, conditions and the levels
 above, is done by the others in time.
+
+What a decoder does is a chain of short pieces of work, each told by what it waits for. There are no more threads than
+pieces are computed at once, and each takes the most urgent one that can be done: none is ever put off its core by
+another of this request, and nothing is handed over while there is work.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import torch
 
@@ -27,161 +31,117 @@ if TYPE_CHECKING:
     from .sampler import PriorSource, Sampling
     from .windows import Window
 
-# Positions of a prompt that are taken in at once: as soon as the first number of codes is there, at most the second.
+# Positions of a prompt that are taken in at once: as soon as the first number of codes is there; at the bottom level at
+# most the second.
 PROMPT_PART, LONGEST_PROMPT_PART = 64, 256
 # Positions that are sampled at once at first; then as many as take about so long: a stop waits for them. Above the
 # bottom level at most a few: who is nearer to the audio waits for them, too.
 FIRST_PART, PART_SECONDS, UPPER_PART = 16, 0.25, 32
+# Towards a window's end parts get smaller, down to this: the next window begins when the last one has been taken in.
+LAST_PART = 16
+# How often, at most, the caller is told of codes.
+TOLD_SECONDS = 0.05
 
 # Work of least rank goes first: nearest to the audio, then sampling before preparing, then in the order of windows.
 Rank = tuple[int, int, int]
 
 
-class _Stopped(Exception):
-    """The request ended early."""
+class Need(NamedTuple):
+    """What the next piece of a chain waits for: so many codes of a level, in a batch of samples; and its rank."""
+
+    rank: Rank
+    level: int
+    batch: int
+    codes: int
 
 
-class _Board:
-    """What the threads of a request tell each other: how many codes there are, and who may compute."""
+Chain: TypeAlias = Generator[Need, None, None]
 
-    def __init__(self, cores: int, filled: Sequence[int], batches: int) -> None:
-        self.free, self.waiting = cores, list[Rank]()
-        # Codes of each level, for each batch of samples.
-        self.filled = [[count] * batches for count in filled]
-        self.stopped = False
+
+class Crew:
+    """Threads that compute the pieces of chains, each piece on one of them.
+
+    count: of threads; each of them, and no other, computes with one thread of PyTorch's `threads`.
+    filled: the codes of each level that are there, for each batch of samples; whoever adds some says so here.
+    failed: called, on any thread, with what a chain raises.
+    """
+
+    def __init__(self, count: int, threads: int, failed: Callable[[BaseException], None]) -> None:
+        self.threads, self.failed = threads, failed
+        self.filled = list[list[int]]()
+        self.waiting = list[tuple[Need, Chain]]()
+        self.idle, self.stopped = 0, False
         self.changed = threading.Condition()
+        self.workers = [threading.Thread(target=self._work, name="sampling", daemon=True) for _ in range(count)]
 
-    @contextlib.contextmanager
-    def core(self, rank: Rank) -> Iterator[None]:
-        """Holds a core; of those that wait, the one of least rank goes first."""
+    def start(self) -> None:
+        for worker in self.workers:
+            worker.start()
+
+    def add(self, chain: Chain) -> None:
+        """Up to what it needs first, a chain runs here."""
+        need = next(chain)
         with self.changed:
-            self._take(rank)
-        try:
-            yield
-        finally:
-            with self.changed:
-                self._leave()
+            self.waiting.append((need, chain))
+            self.changed.notify()
 
-    def give_way(self, rank: Rank) -> None:
-        """Lets those that wait with less than the holder's rank go first."""
+    def compute(self, rank: Rank, work: Callable[[], Any]) -> Any:
+        """What `work` returns or raises, computed as a piece of that rank."""
+        done = Future[Any]()
+
+        def chain() -> Chain:
+            yield Need(rank, 0, 0, 0)
+            try:
+                done.set_result(work())
+            except BaseException as error:
+                done.set_exception(error)
+
+        self.add(chain())
+        return done.result()
+
+    def _work(self) -> None:
+        alone(self.threads)
+        while (chain := self._take()) is not None:
+            try:
+                need = next(chain, None)
+            except BaseException as error:
+                # The thread goes on: the caller may wait for it to compute something.
+                self.failed(error)
+                continue
+            if need is not None:
+                with self.changed:
+                    self.waiting.append((need, chain))
+
+    def _take(self) -> Chain | None:
+        """The chain whose next piece is the most urgent that can be computed; None: no more."""
         with self.changed:
-            if self.stopped or (self.waiting and min(self.waiting) < rank):
-                self._leave()
-                self._take(rank)
+            place = None
+            while not self.stopped and (place := self._most_urgent()) is None:
+                self.idle += 1
+                self.changed.wait()
+                self.idle -= 1
+            if self.stopped or place is None:
+                return None
+            _, chain = self.waiting.pop(place)
+            # What this thread has just done may have made more than one possible.
+            if self.idle and self._most_urgent() is not None:
+                self.changed.notify()
+            return chain
 
-    def _take(self, rank: Rank) -> None:
-        self.waiting.append(rank)
-        self.changed.wait_for(lambda: self.stopped or (self.free and rank == min(self.waiting)))
-        self.waiting.remove(rank)
-        if self.stopped:
-            raise _Stopped
-        self.free -= 1
-        self.changed.notify_all()
-
-    def _leave(self) -> None:
-        self.free += 1
-        self.changed.notify_all()
-        if self.stopped:
-            raise _Stopped
-
-    def wait(self, level: int, batch: int, needed: int) -> None:
-        """Until there are so many codes."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.stopped or self.filled[level][batch] >= needed)
-            if self.stopped:
-                raise _Stopped
-
-    def fill(self, level: int, batch: int, count: int) -> None:
-        with self.changed:
-            self.filled[level][batch] = count
-            self.changed.notify_all()
-
-    def stop(self) -> None:
-        with self.changed:
-            self.stopped = True
-            self.changed.notify_all()
-
-
-class _Overlap:
-    def __init__(self, sampling: Sampling, threads: int) -> None:
-        self.threads, self.workers = threads, list[threading.Thread]()
-        # Of each decoder: on many cores there is more than one for each window.
-        self.team = max(1, threads // 2)
-        self.sampling = sampling
-        self.board = _Board(threads // self.team, sampling.filled, len(sampling.params.batches))
-        # For the caller's thread: codes sampled at a level, a window done, or what went wrong.
-        self.events: SimpleQueue[tuple[int, int] | Window | BaseException] = SimpleQueue()
-
-    def samples(self, windows: Sequence[Window], prior: Prior, decoder: OverlappingDecoder) -> None:
-        """One thread's life."""
-        try:
-            alone(self.threads)
-            for window in windows:
-                for batch, items in enumerate(self.sampling.params.batches):
-                    self.window(window, batch, items, prior, decoder)
-                self.events.put(window)
-        except _Stopped:
-            pass
-        except BaseException as error:
-            self.events.put(error)
-
-    def window(self, window: Window, batch: int, items: range, prior: Prior, decoder: OverlappingDecoder) -> None:
-        level, sampling, board = window.level, self.sampling, self.board
-        sample_rank, prepare_rank = (level, 0, window.start), (level, 1, window.start)
-        most = sampling.REPORT_EVERY if level == sampling.params.level else UPPER_PART
-        if window.upper_needed:
-            board.wait(level + 1, batch, window.upper_needed)
-        with board.core(prepare_rank):
-            task = sampling.task(window, items, prior, decoder)
-        decoder.begin(task)
-        taken = window.start
-        while taken < window.first:
-            board.wait(level, batch, min(taken + PROMPT_PART, window.first))
-            with board.core(prepare_rank):
-                # All that is there, without leaving the core to others in between.
-                while (stop := self.prompt_stop(window, batch, taken)) > taken:
-                    own = slice(taken - window.start, stop - window.start)
-                    task.codes[:, own] = sampling.codes[level][items.start : items.stop, taken:stop]
-                    decoder.extend(own.start, own.stop)
-                    board.give_way(prepare_rank)
-                    taken = stop
-        # Codes are counted from the left, so windows without a prompt wait for those before, too.
-        board.wait(level, batch, window.first)
-        first, positions = window.first, FIRST_PART
-        with board.core(sample_rank):
-            while first < window.stop:
-                stop, begun = min(first + positions, window.stop), time.perf_counter()
-                decoder.run(first - window.start, stop - window.start)
-                seconds = (time.perf_counter() - begun) / (stop - first)
-                positions = max(1, min(most, int(PART_SECONDS / seconds)))
-                sampling.keep(task, items, first, stop)
-                board.fill(level, batch, stop)
-                self.events.put((level, (stop - first) * len(items)))
-                board.give_way(sample_rank)
-                first = stop
-
-    def prompt_stop(self, window: Window, batch: int, taken: int) -> int:
-        """How far the prompt can be taken in now: by whole parts but for its end."""
-        ready = min(self.board.filled[window.level][batch], window.first)
-        if ready < window.first:
-            ready -= (ready - taken) % PROMPT_PART
-        return min(ready, taken + LONGEST_PROMPT_PART)
-
-    def start(self, windows: Sequence[Window], prior: Prior, decoder: OverlappingDecoder) -> None:
-        """A thread for `windows`."""
-        worker = threading.Thread(target=self.samples, args=(windows, prior, decoder), daemon=True)
-        worker.start()
-        self.workers.append(worker)
-
-    @contextlib.contextmanager
-    def core(self) -> Iterator[None]:
-        """What the caller computes with the first codes is almost as urgent as preparing the next."""
-        with self.board.core((self.sampling.params.level, 2, 0)), one_thread():
-            yield
+    def _most_urgent(self) -> int | None:
+        best = None
+        for place, (need, _) in enumerate(self.waiting):
+            if need.codes and self.filled[need.level][need.batch] < need.codes:
+                continue
+            if best is None or need.rank < self.waiting[best][0].rank:
+                best = place
+        return best
 
     def end(self) -> None:
         """Stop all threads, and wait for them whatever happens: one in C++ must not outlive the interpreter."""
-        self.board.stop()
+        with self.changed:
+            self.stopped = True
+            self.changed.notify_all()
         interrupted = None
         for worker in self.workers:
             while worker.is_alive():
@@ -191,6 +151,63 @@ class _Overlap:
                     interrupted = again
         if interrupted:
             raise interrupted
+
+
+def _part(most: int, left: int) -> int:
+    """Positions of the next part, where so many are left."""
+    return min(most, left, max(LAST_PART, left // 2))
+
+
+class _Windows:
+    """The chains of a request."""
+
+    def __init__(self, sampling: Sampling, crew: Crew, tell: Callable[[tuple[int, int] | Window], None]) -> None:
+        self.sampling, self.crew, self.tell = sampling, crew, tell
+
+    def chain(self, windows: Sequence[Window], prior: Prior, decoder: OverlappingDecoder) -> Chain:
+        """`windows` one after another. Tells of codes sampled at a level, and of each window that is done."""
+        for window in windows:
+            for batch, items in enumerate(self.sampling.params.batches):
+                yield from self.window(window, batch, items, prior, decoder)
+            self.tell(window)
+
+    def window(self, window: Window, batch: int, items: range, prior: Prior, decoder: OverlappingDecoder) -> Chain:
+        level, sampling, filled = window.level, self.sampling, self.crew.filled
+        sample_rank, prepare_rank = (level, 0, window.start), (level, 1, window.start)
+        most = sampling.REPORT_EVERY if level == sampling.params.level else UPPER_PART
+        yield Need(prepare_rank, level + 1, batch, window.upper_needed)
+        task = sampling.task(window, items, prior, decoder)
+        decoder.begin(task)
+        taken = window.start
+        while taken < window.first:
+            yield Need(prepare_rank, level, batch, taken + _part(PROMPT_PART, window.first - taken))
+            stop = self.prompt_stop(window, batch, taken)
+            own = slice(taken - window.start, stop - window.start)
+            task.codes[:, own] = sampling.codes[level][items.start : items.stop, taken:stop]
+            decoder.extend(own.start, own.stop)
+            taken = stop
+        first, positions, untold, told = window.first, FIRST_PART, 0, time.perf_counter()
+        while first < window.stop:
+            # Codes are counted from the left, so windows without a prompt wait for those before, too.
+            yield Need(sample_rank, level, batch, first)
+            stop, begun = first + _part(positions, window.stop - first), time.perf_counter()
+            decoder.run(first - window.start, stop - window.start)
+            now = time.perf_counter()
+            positions = max(1, min(most, int(PART_SECONDS * (stop - first) / (now - begun))))
+            sampling.keep(task, items, first, stop)
+            filled[level][batch] = stop
+            untold += (stop - first) * len(items)
+            if now - told > TOLD_SECONDS or stop == window.stop:
+                self.tell((level, untold))
+                untold, told = 0, now
+            first = stop
+
+    def prompt_stop(self, window: Window, batch: int, taken: int) -> int:
+        """How far the prompt can be taken in now: by whole parts but for its end."""
+        ready = min(self.crew.filled[window.level][batch], window.first)
+        if ready < window.first:
+            ready -= (ready - taken) % _part(PROMPT_PART, window.first - taken)
+        return min(ready, taken + (LONGEST_PROMPT_PART if window.level == self.sampling.params.level else PROMPT_PART))
 
 
 def run(
@@ -203,31 +220,40 @@ def run(
     """Sample `windows`; each is yielded when its codes are in `sampling.codes`, complete. `backend` is an overlapping
     one. `sampled(level, codes)` is called, from the caller's thread, for every few codes.
     """
-    overlap = _Overlap(sampling, torch.get_num_threads())
-    sampling.core = overlap.core
+    threads, batches = torch.get_num_threads(), sampling.params.batches
+    # Of each decoder: on many cores there is more than one for each window.
+    team = max(1, threads // 2)
+    # For the caller's thread: codes sampled at a level, a window done, or what went wrong.
+    events: SimpleQueue[tuple[int, int] | Window | BaseException] = SimpleQueue()
+    crew = Crew(threads // team, threads, events.put)
+    crew.filled = [[count] * len(batches) for count in sampling.filled]
+    chains = _Windows(sampling, crew, events.put)
+    # What the caller computes with the first codes is almost as urgent as preparing the next.
+    sampling.compute = lambda work: crew.compute((sampling.params.level, 2, 0), work)
     # A generator that is never finished is still there when the interpreter ends.
-    atexit.register(overlap.end)
+    atexit.register(crew.end)
     try:
+        crew.start()
         # What others wait for begins first, and may soon have all cores.
         with one_thread():
             for level in sorted({window.level for window in windows}, reverse=True):
                 prior, own = priors(level, resident=True), [window for window in windows if window.level == level]
-                decoder = cast("OverlappingDecoder", backend.build(prior, len(sampling.params.batches[0])))
+                decoder = cast("OverlappingDecoder", backend.build(prior, len(batches[0])))
                 for turn in range(min(2, len(own))):
-                    overlap.start(own[turn::2], prior, decoder.twin(overlap.team))
+                    crew.add(chains.chain(own[turn::2], prior, decoder.twin(team)))
         left = len(windows)
         while left:
-            event = overlap.events.get()
+            event = events.get()
             if isinstance(event, BaseException):
                 raise event
             if isinstance(event, tuple):
                 sampled(*event)
             else:
                 left -= 1
-                # A thread may tell of its window late, when the next one is done as well.
+                # A chain may tell of its window late, when the next one is done as well.
                 sampling.filled[event.level] = max(sampling.filled[event.level], event.stop)
                 yield event
     finally:
-        sampling.core = contextlib.nullcontext
-        atexit.unregister(overlap.end)
-        overlap.end()
+        sampling.compute = lambda work: work()
+        atexit.unregister(crew.end)
+        crew.end()

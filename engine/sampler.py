@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import operator
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -179,8 +177,8 @@ class Sampling:
             room = torch.zeros(params.num_samples, max(plan.length, codes.shape[1]), dtype=torch.long)
             room[:, : codes.shape[1]] = codes
             self.codes.append(room)
-        # Whoever computes while windows are under way holds a core.
-        self.core: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+        # How the caller computes while windows are under way.
+        self.compute: Callable[[Callable[[], Tensor]], Tensor] = lambda work: work()
         self.settings = [
             # More than all codes are all.
             LevelSampling(temperature, min(int(top_k), config.vqvae.codebook_size), top_p)

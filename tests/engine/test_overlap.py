@@ -28,7 +28,7 @@ def jukebox(tiny_model):
     torch.set_num_threads(2)
     yield Jukebox.from_pretrained(tiny_model, backend="native")
     assert torch.get_num_threads() == 2
-    assert not [thread for thread in threading.enumerate() if "samples" in thread.name]
+    assert not [thread for thread in threading.enumerate() if thread.name == "sampling"]
     torch.set_num_threads(before)
 
 
@@ -118,7 +118,7 @@ def test_no_thread_goes_on_once_a_run_cannot_be_saved(jukebox, tmp_path, monkeyp
     with pytest.raises(RunError) as raised:
         jukebox.sample(PARAMS, run_dir=tmp_path / "run")
     # While the error and its frames are still there.
-    assert raised.value and not [thread for thread in threading.enumerate() if "samples" in thread.name]
+    assert raised.value and not [thread for thread in threading.enumerate() if thread.name == "sampling"]
     assert torch.get_num_threads() == 2
 
 
@@ -150,7 +150,7 @@ def test_interrupted_again_while_threads_end_it_still_waits_for_them(jukebox, mo
     join, interrupts = threading.Thread.join, []
 
     def interrupted(thread, *timeout):
-        if "samples" in thread.name and len(interrupts) < 3:
+        if thread.name == "sampling" and len(interrupts) < 3:
             interrupts.append(thread)
             raise KeyboardInterrupt
         join(thread, *timeout)
@@ -187,29 +187,81 @@ def test_other_threads_keep_their_number(jukebox):
     assert len(found) > 10 and set(found) == {2}
 
 
-def test_cores_go_to_the_least_rank_and_no_more_of_them_than_there_are():
-    board, order, at_once, most = overlap._Board(1, [0], 1), [], [], []
+@pytest.fixture
+def crew():
+    """Makes crews of so many threads, whose failures are in `failures`."""
+    failures, crews = [], []
 
-    def work(rank):
-        with board.core(rank):
-            at_once.append(rank)
+    def make(count):
+        crews.append(overlap.Crew(count, torch.get_num_threads(), failures.append))
+        crews[-1].filled, crews[-1].failures = [[0]], failures
+        return crews[-1]
+
+    yield make
+    for one in crews:
+        one.end()
+
+
+def test_of_what_can_be_done_the_least_rank_goes_first(crew):
+    one, order, done = crew(1), [], threading.Event()
+
+    def chain(rank, needed, fills=0):
+        yield overlap.Need(rank, 0, 0, needed)
+        order.append(rank)
+        one.filled[0][0] += fills
+        # Its next piece is less urgent than all others.
+        yield overlap.Need((9, *rank[1:]), 0, 0, needed)
+        order.append((9, *rank[1:]))
+        if len(order) == 8:
+            done.set()
+
+    one.add(chain((0, 0, 2), 2))
+    one.add(chain((1, 0, 0), 1, fills=1))
+    one.add(chain((2, 0, 1), 0, fills=1))
+    one.add(chain((1, 0, 3), 0))
+    one.start()
+    assert done.wait(10)
+    assert order == [(1, 0, 3), (2, 0, 1), (1, 0, 0), (0, 0, 2), (9, 0, 0), (9, 0, 1), (9, 0, 2), (9, 0, 3)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_crew_computes_as_many_pieces_at_once_as_it_has_threads(crew, count):
+    few, at_once, most, left = crew(count), [], [], threading.Semaphore(0)
+
+    def chain(number):
+        for piece in range(4):
+            # A chain of two waits for its partner.
+            yield overlap.Need((0, piece, number), 0, 0, piece if number % 2 else 0)
+            at_once.append(number)
             most.append(len(at_once))
-            order.append(rank)
-            time.sleep(0.01)
-            at_once.remove(rank)
+            time.sleep(0.005)
+            few.filled[0][0] = max(few.filled[0][0], piece + 1)
+            at_once.remove(number)
+        left.release()
 
-    with board.core(9):
-        threads = [threading.Thread(target=work, args=(rank,)) for rank in (3, 1, 4, 1)]
-        for thread in threads:
-            thread.start()
-        while len(board.waiting) < 4:
-            time.sleep(0.001)
-        # The holder goes on only when nobody more urgent waits.
-        board.give_way(2)
-        assert order == [1, 1]
-    for thread in threads:
-        thread.join()
-    assert order == [1, 1, 3, 4] and max(most) == 1
+    few.start()
+    for number in range(6):
+        few.add(chain(number))
+    assert few.compute((0, 0, 0), torch.get_num_threads) == 1
+    assert all(left.acquire(timeout=10) for _ in range(6))
+    assert max(most) == count and not few.failures
+
+
+def test_what_goes_wrong_in_a_crew_is_told(crew):
+    one = crew(1)
+    one.start()
+    with pytest.raises(ZeroDivisionError):
+        one.compute((0, 0, 0), lambda: 1 // 0)
+    assert one.compute((0, 0, 0), lambda: 3) == 3 and not one.failures
+
+    def chain():
+        yield overlap.Need((0, 0, 0), 0, 0, 0)
+        raise RuntimeError("broken")
+
+    one.add(chain())
+    # It goes on with what there is.
+    assert one.compute((1, 0, 0), lambda: 4) == 4
+    assert [str(error) for error in one.failures] == ["broken"]
 
 
 def test_a_twin_has_the_same_weights_and_a_cache_of_its_own():

@@ -31,6 +31,8 @@ def card(work: Work) -> str:
     priors = config.priors[-1]
     vqvae_header = ("level", "samples per code", "steps", "minutes", "SNR dB", "spectral error", "perplexity", "in use")
     prior_header = ("system", "level", "layers", "parameters", "steps", "codes seen", "minutes", "held-out bits")
+    shared = "- Students keep the embeddings, start tokens, heads and conditioners of their teachers, which are stored once.\n"
+    shared = shared if work.preset.distillation.share_embeddings else ""
     return f"""# {work.preset_name.capitalize()} stack: model card
 
 Three-level stacks trained by this repository's own code on music that it renders itself. They are there so that a fresh
@@ -42,7 +44,7 @@ clone can make audible music, and so that the whole path can be tested; they are
   `fastjukebox-train export` for each system.
 - Time: {minutes / 60:.1f} hours over all runs together, on the machine that trained them.
 - Weights: FP16 safetensors. Priors have width {priors.width} and windows of {priors.context_len} codes.
-- A system that was trained or exported at the top level only has the upsamplers of {UPSAMPLERS}.
+{shared}- A system that was trained or exported at the top level only has the upsamplers of {UPSAMPLERS}.
 - Licence: MIT, as the repository; the data is generated, so no other licence applies.
 
 ## VQ-VAE

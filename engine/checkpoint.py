@@ -54,7 +54,7 @@ def network_paths(folder: Path, name: str) -> list[Path]:
     """The files of `folder` and its base that hold the network of file `name`: one, or, where the folder's own leaves
     tensors to the base, both, its own first. The folder's, if there is none."""
     own, base = folder / name, _read_config(folder).get("base")
-    theirs = folder / base / name if base else own
+    theirs = (folder / base).resolve() / name if base else own
     if not own.exists():
         return [theirs] if theirs.exists() else [own]
     return [own, theirs] if base and SHARED in _metadata(own) else [own]

@@ -31,8 +31,10 @@ def card(work: Work) -> str:
     priors = config.priors[-1]
     vqvae_header = ("level", "samples per code", "steps", "minutes", "SNR dB", "spectral error", "perplexity", "in use")
     prior_header = ("system", "level", "layers", "parameters", "steps", "codes seen", "minutes", "held-out bits")
-    shared = "- Students keep the embeddings, start tokens, heads and conditioners of their teachers, which are stored once.\n"
-    shared = shared if work.preset.distillation.share_embeddings else ""
+    shared = ""
+    if work.preset.distillation.share_embeddings:
+        kept = "embeddings, start tokens, heads and conditioners of their teachers"
+        shared = f"- Students keep the {kept}, which are stored once.\n"
     return f"""# {work.preset_name.capitalize()} stack: model card
 
 Three-level stacks trained by this repository's own code on music that it renders itself. They are there so that a fresh

@@ -34,6 +34,9 @@ class Stage:
         return self.name if self.level is None else f"{self.name} level {self.level}"
 
 
+CODES = Stage("codes")
+
+
 class StageFailed(RuntimeError):
     """A stage ended with an error, which stands above this message."""
 
@@ -58,12 +61,12 @@ def stages(work: Work, systems: Mapping[int, tuple[str, ...]]) -> dict[Stage, tu
     vqvae = [Stage("vqvae", level) for level in work.levels]
     needs: dict[Stage, tuple[Stage, ...]] = {Stage("corpus"): ()}
     needs |= {stage: (Stage("corpus"),) for stage in vqvae}
-    needs[Stage("codes")] = tuple(vqvae)
+    needs[CODES] = tuple(vqvae)
 
     def add(name: str, level: int) -> None:
         for need in SYSTEMS[name].needs:
             add(need, level)
-        needs.setdefault(Stage(name, level), (Stage("codes"), *(Stage(need, level) for need in SYSTEMS[name].needs)))
+        needs.setdefault(Stage(name, level), (CODES, *(Stage(need, level) for need in SYSTEMS[name].needs)))
 
     for level in work.levels:
         for name in systems.get(level, ()):
@@ -139,7 +142,7 @@ def run_all(
     say: Callable[[str], None] = print,
 ) -> None:
     """Run the stages that are not done, at most `jobs` at a time; where that is more than one, each in a process of its
-    own with `threads` threads.
+    own with `threads` threads; codes are found with those of all.
 
     Raises:
         StageFailed: one failed; those that run beside it are stopped first, and go on when this is called again.
@@ -163,7 +166,9 @@ def run_all(
             for stage in ready[: jobs - len(running)]:
                 waiting.remove(stage)
                 say(f"{stage}: started")
-                settings = (work.folder, work.preset_name, work.seed, str(work.device), threads, stage)
+                # All wait for the codes, which do not depend on the number of threads.
+                own = threads * jobs if stage == CODES else threads
+                settings = (work.folder, work.preset_name, work.seed, str(work.device), own, stage)
                 running[stage] = context.Process(target=_in_process, args=settings)
                 with _ignored_in_children():
                     running[stage].start()

@@ -62,13 +62,14 @@ class Crew:
     """Threads that compute the pieces of chains, each piece on one of them.
 
     count: of threads; each of them, and no other, computes with one thread of PyTorch's `threads`.
-    filled: the codes of each level that are there, for each batch of samples; whoever adds some says so here.
+    filled: the codes of each level that are there, for each batch of samples; chains say here what they add.
     failed: called, on any thread, with what a chain raises.
     """
 
-    def __init__(self, count: int, threads: int, failed: Callable[[BaseException], None]) -> None:
-        self.threads, self.failed = threads, failed
-        self.filled = list[list[int]]()
+    def __init__(
+        self, count: int, threads: int, filled: list[list[int]], failed: Callable[[BaseException], None]
+    ) -> None:
+        self.threads, self.filled, self.failed = threads, filled, failed
         self.waiting = list[tuple[Need, Chain]]()
         self.idle, self.stopped = 0, False
         self.changed = threading.Condition()
@@ -149,6 +150,8 @@ class Crew:
                     worker.join()
                 except KeyboardInterrupt as again:
                     interrupted = again
+        # Their caches go now.
+        self.waiting.clear()
         if interrupted:
             raise interrupted
 
@@ -225,8 +228,7 @@ def run(
     team = max(1, threads // 2)
     # For the caller's thread: codes sampled at a level, a window done, or what went wrong.
     events: SimpleQueue[tuple[int, int] | Window | BaseException] = SimpleQueue()
-    crew = Crew(threads // team, threads, events.put)
-    crew.filled = [[count] * len(batches) for count in sampling.filled]
+    crew = Crew(threads // team, threads, [[count] * len(batches) for count in sampling.filled], events.put)
     chains = _Windows(sampling, crew, events.put)
     # What the caller computes with the first codes is almost as urgent as preparing the next.
     sampling.compute = lambda work: crew.compute((sampling.params.level, 2, 0), work)

@@ -193,8 +193,8 @@ def crew():
     failures, crews = [], []
 
     def make(count):
-        crews.append(overlap.Crew(count, torch.get_num_threads(), failures.append))
-        crews[-1].filled, crews[-1].failures = [[0]], failures
+        crews.append(overlap.Crew(count, torch.get_num_threads(), [[0]], failures.append))
+        crews[-1].failures = failures
         return crews[-1]
 
     yield make

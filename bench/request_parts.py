@@ -45,13 +45,16 @@ class LevelCost:
 
 
 class Timed:
-    """A decoder whose work is timed, to the end of what it starts; `costs` gets an entry for each window."""
+    """A decoder whose work is timed, to the end of what it starts; `costs` gets an entry for each window, `conditions`
+    the seconds of each condition."""
 
-    def __init__(self, decoder: Any, device: torch.device, costs: list[tuple[int, LevelCost]]) -> None:
-        self.decoder, self.device, self.costs = decoder, device, costs
+    def __init__(
+        self, decoder: Any, device: torch.device, costs: list[tuple[int, LevelCost]], conditions: list[float]
+    ) -> None:
+        self.decoder, self.device, self.costs, self.conditions = decoder, device, costs, conditions
 
     def twin(self, threads: int) -> Timed:
-        return Timed(self.decoder.twin(threads), self.device, self.costs)
+        return Timed(self.decoder.twin(threads), self.device, self.costs, self.conditions)
 
     def _wait(self) -> float:
         if self.device.type == "cuda":
@@ -61,6 +64,12 @@ class Timed:
     def _open(self, task: WindowTask) -> None:
         self.cost = LevelCost(windows=1, prompted=int(task.prompt_len > 0))
         self.costs.append((task.level, self.cost))
+
+    def condition(self, upper_codes: Tensor) -> Tensor:
+        begun = self._wait()
+        found = self.decoder.condition(upper_codes)
+        self.conditions.append(self._wait() - begun)
+        return found
 
     def prefill(self, task: WindowTask) -> None:
         self._open(task)
@@ -137,23 +146,12 @@ class Stack:
         chosen = self.jukebox.backend
         self.backend, self.requests = chosen.name, list[Spent]()
         self.jukebox.backend = dataclasses.replace(
-            chosen, build=lambda prior, batch: Timed(chosen.build(prior, batch), prior.device, self.costs)
+            chosen,
+            build=lambda prior, batch: Timed(chosen.build(prior, batch), prior.device, self.costs, self.conditions),
         )
+        # They are loaded before the first request.
         for prior in config.priors:
-            self._time_conditions(self.jukebox.prior(prior.level))
-
-    def _time_conditions(self, prior: Prior) -> None:
-        condition = prior.condition
-
-        def timed(upper_codes: Tensor) -> Tensor:
-            begun = time.perf_counter()
-            found = condition(upper_codes)
-            if found.is_cuda:
-                torch.cuda.synchronize(found.device)
-            self.conditions.append(time.perf_counter() - begun)
-            return found
-
-        prior.condition = timed
+            self.jukebox.prior(prior.level)
 
     def request(self, seconds: float | None = None) -> None:
         """One piece, another with each call; `seconds` where it is to have another length."""

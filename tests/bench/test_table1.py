@@ -28,7 +28,9 @@ def test_rows_of_three_depths(tmp_path, capsys):
     for row in rows:
         assert row["steps"] == rows[0]["steps"] > 0 and row["audio_seconds"] == 0.05 and row["device"]
         parts = sum(row[f"{part}_s"]["p50"] for part in table1.PARTS)
-        assert abs(parts - row["total_s"]["p50"]) < 0.5 * row["total_s"]["p50"]
+        # To pack the weights of the native decoder is no part, and takes longer than all of them at this size.
+        assert 0 < parts < 1.5 * row["total_s"]["p50"]
+        assert row["backend"] != "eager" or parts > 0.5 * row["total_s"]["p50"]
         assert row["system_peak_bytes"] == 1 and "peak_bytes" not in row
         # The same length again is the same time; fifteen times as much is about fifteen times.
         assert row["windows"] <= row["windows_of_60_s"]

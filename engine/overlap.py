@@ -7,8 +7,8 @@ ends. So a core samples the bottom level without pause, and what else there is t
 above, is done by the others in time.
 
 What a decoder does is a chain of short pieces of work, each told by what it waits for. There are no more threads than
-pieces are computed at once, and each takes the most urgent one that can be done: none is ever put off its core by
-another of this request, and nothing is handed over while there is work.
+pieces are computed at once, and each takes the most urgent one that can be done: so no two of them are put on the same
+core, and none waits to be woken up while there is work.
 """
 
 from __future__ import annotations

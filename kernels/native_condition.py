@@ -1,6 +1,6 @@
 """A window's frame condition in C++, for CPUs: the conditioner's weights packed for `csrc/condition.inc`.
 
-At demo size PyTorch takes 3 to 4 times as long: its products are small, and each is a call of its own.
+At demo size one thread of PyTorch takes 2 to 3 times as long: its products are small, and each is a call of its own.
 """
 
 from __future__ import annotations
@@ -81,8 +81,7 @@ class NativeConditioner:
     def __call__(self, upper_codes: Tensor) -> Tensor:
         """Upper codes [B, n] (int64) -> frame condition [B, n * upper_ratio, W]."""
         codes = upper_codes.contiguous()
-        size = self._conditioner.width
-        found = torch.empty(len(codes), codes.shape[1] * self.upper_ratio, size)
+        found = torch.empty(len(codes), codes.shape[1] * self.upper_ratio, self.width)
         for item, out in zip(codes, found, strict=True):
             status = library().fastjukebox_condition(
                 byref(self._conditioner), item.data_ptr(), len(item), out.data_ptr()

@@ -30,8 +30,8 @@ constexpr int TILE = 2;
 #include "simd.inc"
 #include "ops.inc"
 #include "sampling.inc"
-#include "condition.inc"
 #include "team.inc"
+#include "condition.inc"
 #include "layer.inc"
 #include "step.inc"
 }  // namespace portable
@@ -50,8 +50,8 @@ constexpr int TILE = 3;
 #include "simd.inc"
 #include "ops.inc"
 #include "sampling.inc"
-#include "condition.inc"
 #include "team.inc"
+#include "condition.inc"
 #include "layer.inc"
 #include "step.inc"
 }  // namespace avx2
@@ -67,8 +67,8 @@ constexpr int TILE = 8;
 #include "simd.inc"
 #include "ops.inc"
 #include "sampling.inc"
-#include "condition.inc"
 #include "team.inc"
+#include "condition.inc"
 #include "layer.inc"
 #include "step.inc"
 }  // namespace avx512
@@ -84,8 +84,8 @@ constexpr int TILE = 8;
 #include "simd.inc"
 #include "ops.inc"
 #include "sampling.inc"
-#include "condition.inc"
 #include "team.inc"
+#include "condition.inc"
 #include "layer.inc"
 #include "step.inc"
 }  // namespace avx512_vnni

@@ -19,18 +19,19 @@ def _no_processes(monkeypatch):
 @pytest.mark.usefixtures("_no_processes")
 def test_rows_of_three_depths(tmp_path, capsys):
     path = tmp_path / "t.jsonl"
-    words = ["--sizes", "tiny", "--audio-seconds", "0.05", "--rounds", "2", "--threads", "1", "--device", "cpu"]
-    words += ["--backends", "auto", "eager"]
-    assert table1.main([*words, "--json", str(path)]) == 0
+    # Long enough for each that its work outweighs what is no part, as packing weights for the native decoder is.
+    lengths = {"auto": 0.5, "eager": 0.05}
+    for backend, seconds in lengths.items():
+        words = [*TINY, "--audio-seconds", str(seconds), "--rounds", "2", "--backends", backend]
+        assert table1.main([*words, "--json", str(path)]) == 0
     rows = harness.read(path)
     assert [row["depth"] for row in rows] == [72, 24, 18] * 2 and rows[-1]["backend"] == "eager"
     assert all(row["speed_up"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0} for row in (rows[0], rows[3]))
-    for row in rows:
-        assert row["steps"] == rows[0]["steps"] > 0 and row["audio_seconds"] == 0.05 and row["device"]
+    for number, row in enumerate(rows):
+        first, seconds = rows[number // 3 * 3], list(lengths.values())[number // 3]
+        assert row["steps"] == first["steps"] > 0 and row["audio_seconds"] == seconds and row["device"]
         parts = sum(row[f"{part}_s"]["p50"] for part in table1.PARTS)
-        # To pack the weights of the native decoder is no part, and takes longer than all of them at this size.
-        assert 0 < parts < 1.5 * row["total_s"]["p50"]
-        assert row["backend"] != "eager" or parts > 0.5 * row["total_s"]["p50"]
+        assert abs(parts - row["total_s"]["p50"]) < 0.5 * row["total_s"]["p50"]
         assert row["system_peak_bytes"] == 1 and "peak_bytes" not in row
         # The same length again is the same time; fifteen times as much is about fifteen times.
         assert row["windows"] <= row["windows_of_60_s"]

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 CXX ?= g++
 BIN := .venv/bin
-SETUP := pyproject.toml setup.py
+SETUP := pyproject.toml setup.py $(wildcard kernels/csrc/*)
 
 .PHONY: sample test lint sanitize bench report gpu demo-stack clean
 

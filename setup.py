@@ -4,6 +4,7 @@ A top-level package called `kernels` would overwrite Hugging Face's package of t
 outside the `fastjukebox` namespace. The metadata is in pyproject.toml.
 """
 
+import runpy
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -12,6 +13,9 @@ from setuptools.command.build_ext import build_ext
 PACKAGES = {
     "fastjukebox." + folder.replace("/", "."): folder for folder in ("engine", "engine/cli", "kernels", "distill")
 }
+
+# So that a library is not taken for that of later sources.
+SOURCES = runpy.run_path("kernels/native_library.py")["sources"](Path("kernels/csrc"))
 
 
 class OptionalBuild(build_ext):
@@ -51,6 +55,7 @@ setup(
             ["kernels/csrc/decode.cpp"],
             depends=sorted(str(path) for path in Path("kernels/csrc").glob("*.[hi]*")),
             language="c++",
+            define_macros=[("FASTJUKEBOX_SOURCES", f'"{SOURCES}"')],
             extra_compile_args=["-std=c++17", "-O3", "-Wno-psabi", "-Wno-maybe-uninitialized"],
             extra_link_args=["-pthread"],
         )

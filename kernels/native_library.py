@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import importlib.machinery
 from collections.abc import Iterator
 from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_uint64, c_void_p
@@ -91,6 +92,15 @@ class Conditioner(Structure):
     ]
 
 
+def sources(folder: Path) -> str:
+    """A hash of the C++ in `folder`, which the build (setup.py) compiles into the library."""
+    found = hashlib.sha256()
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        if path.suffix in {".cpp", ".h", ".inc"}:
+            found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()[:16]
+
+
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL:
     """The compiled decoder. Raises OSError with the reason where there is none."""
@@ -104,6 +114,11 @@ def library() -> ctypes.CDLL:
         why = f" ({reason.read_text().strip()})" if reason.exists() else ""
         raise OSError(f"it was not built{why}: install a C++ compiler (g++) and fastjukebox again")
     lib = ctypes.CDLL(str(path))
+    built_from = getattr(lib, "fastjukebox_sources", None)
+    if built_from is not None:
+        built_from.restype = c_char_p
+    if built_from is None or built_from().decode() != sources(folder / "csrc"):
+        raise OSError(f"{path.name} was built from other sources than those beside it: install fastjukebox again")
     lib.fastjukebox_isa.restype = c_char_p
     for function in (lib.fastjukebox_decode, lib.fastjukebox_prefill):
         function.argtypes = [POINTER(Model), POINTER(Task), c_int32, c_int32, c_int32]

@@ -148,6 +148,11 @@ extern "C" const char *fastjukebox_isa(void) {
 
 extern "C" void fastjukebox_limit(int32_t isa) { isa_limit = isa; }
 
+#ifndef FASTJUKEBOX_SOURCES
+#define FASTJUKEBOX_SOURCES ""
+#endif
+extern "C" const char *fastjukebox_sources(void) { return FASTJUKEBOX_SOURCES; }
+
 extern "C" void fastjukebox_sizes(int32_t *sizes) {
   sizes[0] = sizeof(Model);
   sizes[1] = sizeof(Layer);

@@ -91,6 +91,9 @@ const char *fastjukebox_isa(void);
 // For tests: use no better instruction set than `isa`, 0 portable, 1 avx2, 2 avx512, 3 avx512-vnni.
 void fastjukebox_limit(int32_t isa);
 
+// The hash of the sources that it was compiled from (native_library.py), "" where the build gave none.
+const char *fastjukebox_sources(void);
+
 // sizeof(Model), sizeof(Layer), sizeof(Task), sizeof(Convolution), sizeof(Conditioner), for the binding to check its mirror.
 void fastjukebox_sizes(int32_t *sizes);
 

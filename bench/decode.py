@@ -19,6 +19,7 @@ import torch
 from ..engine.config import PriorConfig
 from ..engine.decoder import Decoder, LevelSampling, WindowTask, choose_backend
 from ..engine.graph_decoder import GraphDecoder
+from . import agreement
 from .bandwidth import Mover, plain
 from .harness import Rows, Unavailable, add_options, quantiles, rounds_of, seconds
 from .stand_in import StandIn, build, release_projections, size
@@ -69,6 +70,7 @@ def prepare(
 
     Raises:
         Unavailable: it cannot run here.
+        RuntimeError: its codes are not the eager decoder's (CPUs; on a GPU the tests come first).
     """
     config, conditioned = sizes or size(case.size)
     dtype = DTYPES[case.dtype]
@@ -76,6 +78,8 @@ def prepare(
         backend = choose_backend(case.decoder, device, dtype)
     except ValueError as error:
         raise Unavailable(str(error)) from None
+    if device.type == "cpu":
+        agreement.check(backend.name)
     prior = build(StandIn, config, device, dtype)
     if case.values:
         for parameter in prior.parameters():

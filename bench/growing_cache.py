@@ -1,5 +1,5 @@
-"""Sampling as one writes it first, in plain PyTorch: the cache grows by `torch.cat` in every step, keys and values are
-cut out of it by indexing, and each operation is a call from Python.
+"""Sampling in the original's manner, in plain PyTorch: the cache grows by `torch.cat` in every step, rows that no later
+position sees are cut off, keys and values are taken by indexing, and each operation is a call from Python.
 
 A peer to measure against, on the weights of a `Prior` in its dtype. It draws the same noise as the engine, in blocks as
 the eager decoder does, and therefore the same codes. The semantics are those of Jukebox (Dhariwal et al. 2020, section
@@ -25,8 +25,8 @@ NOISE_BLOCK = 64
 
 
 class GrowingCache:
-    """Samples codes of `prior`, which has no conditioner, with everything kept: per layer the keys and the values of
-    all positions so far, [B, t, attention width] each."""
+    """Samples codes of `prior`, which has no conditioner. Per layer it keeps the keys and the values of the positions
+    from `first` on, [B, n, attention width] each: of the row, of it and the one before, or of all so far."""
 
     def __init__(self, prior: Prior, temperature: float, seed: int) -> None:
         if prior.conditioner is not None:
@@ -39,7 +39,7 @@ class GrowingCache:
     def prefill(self, codes: Tensor, prompt_len: int) -> None:
         """Take the codes [B, context_len], which `run` goes on from `prompt_len` on, and compute the prompt's keys and
         values at once."""
-        self.codes, self.first = codes, prompt_len
+        self.codes, self.first = codes, [0] * len(self.layers)
         empty = torch.empty(len(codes), 0, self.config.attn_width, device=codes.device, dtype=self.prior.dtype)
         self.keys, self.values = [empty] * len(self.layers), [empty] * len(self.layers)
         if prompt_len:
@@ -80,9 +80,10 @@ class GrowingCache:
             self.values[index] = torch.cat([self.values[index], v], dim=1)
             pattern = layer.pattern
             if x.shape[1] == 1:
-                a = self._attend_next(q, self.keys[index], self.values[index], pattern)
+                a = self._attend_next(q, index)
             else:
                 a = self._attend_prompt(q, k, v, pattern)
+            self._cut(index)
             h = x + (a @ layer.proj.weight + layer.proj.bias)
             y = F.layer_norm(h, (h.shape[-1],), layer.ln_1.weight, layer.ln_1.bias)
             y = y @ layer.up.weight + layer.up.bias
@@ -92,20 +93,34 @@ class GrowingCache:
             x = h + y if layer.res_scale == 1.0 else x + layer.res_scale * (h - x + y)
         return x
 
-    def _attend_next(self, q: Tensor, keys: Tensor, values: Tensor, pattern: Pattern) -> Tensor:
-        """Attention of the last position, q [B, 1, A], over what it sees of keys and values [B, t + 1, A]."""
-        pos, row_len = keys.shape[1] - 1, self.config.row_len
+    def _cut(self, index: int) -> None:
+        """Forget what the layer's next position and all later ones do not see."""
+        pattern, row_len = self.layers[index].pattern, self.config.row_len
+        if pattern not in (Pattern.ROW, Pattern.PREVIOUS_ROW):
+            return
+        row = (self.first[index] + self.keys[index].shape[1]) // row_len
+        needed = max(0, row - (pattern is Pattern.PREVIOUS_ROW)) * row_len
+        if needed > self.first[index]:
+            self.keys[index] = self.keys[index][:, needed - self.first[index] :]
+            self.values[index] = self.values[index][:, needed - self.first[index] :]
+            self.first[index] = needed
+
+    def _attend_next(self, q: Tensor, index: int) -> Tensor:
+        """Attention of the last position, q [B, 1, A], over what it sees of the layer's keys and values."""
+        keys, values, first = self.keys[index], self.values[index], self.first[index]
+        pattern, row_len = self.layers[index].pattern, self.config.row_len
+        pos = first + keys.shape[1] - 1
         row, column = pos // row_len, pos % row_len
         if pattern is Pattern.ROW:
-            seen = slice(row * row_len, pos + 1)
+            seen = slice(row * row_len - first, None)
         elif pattern is Pattern.COLUMN:
             seen = slice(column, pos + 1, row_len)
         elif pattern is Pattern.PREVIOUS_ROW:
             if row == 0:
                 return torch.zeros_like(q)
-            seen = slice((row - 1) * row_len, row * row_len)
+            seen = slice((row - 1) * row_len - first, row * row_len - first)
         else:
-            seen = slice(0, pos + 1)
+            seen = slice(None)
         q, k, v = self._heads(q), self._heads(keys[:, seen]), self._heads(values[:, seen])
         scores = q @ k.transpose(-1, -2) / math.sqrt(self.config.head_dim)
         a = torch.softmax(scores, dim=-1) @ v

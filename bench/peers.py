@@ -6,7 +6,8 @@ The peers: `transformers` 4.57.6 with its own cache, and `growing-cache`, sampli
 PyTorch (growing_cache.py). All compute in FP32 from the middle of a window, sampling included, by turns: in a round
 each decodes for about as long, so that a fast one does not have to read its weights back into the processor's caches.
 The weights are FP16 values, as released checkpoints have them, unless `--values fp32`. Before a time is taken, the
-logits must agree, and so must the codes of our decoders and of the growing cache, which draws the same noise.
+logits must agree, and so must the codes of our decoders and of the growing cache, which draws the same noise (int8
+decoders by a small network, agreement.py).
 
 With `--window STEPS` whole windows are timed too: a prompt of half a window at once, then the other half step by step,
 extrapolated from the first STEPS steps (a multiple of 64: noise is drawn for as many) if it has more. That favours the
@@ -27,6 +28,7 @@ from torch import Tensor
 from ..engine.config import PriorConfig
 from ..engine.decoder import LevelSampling, WindowTask, choose_backend
 from ..engine.prior import Prior
+from . import agreement
 from .decode import DTYPES
 from .growing_cache import NOISE_BLOCK, GrowingCache
 from .harness import QUICK_ROUNDS, Rows, add_record_options, quantiles, rounds_of, seconds
@@ -83,6 +85,8 @@ class OurDecoder:
     """One of our decoders."""
 
     def __init__(self, prior: Prior, batch: int, backend: str) -> None:
+        if prior.device.type == "cpu":
+            agreement.check(backend)
         self.decoder = choose_backend(backend, prior.device, prior.dtype).build(prior, batch)
         self.level = prior.config.level
 

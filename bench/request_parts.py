@@ -18,6 +18,7 @@ from ..engine.jukebox import Jukebox
 from ..engine.prior import Prior
 from ..engine.sampler import Sampling, SamplingParams
 from ..engine.vqvae import VQVAE
+from . import agreement
 from .stand_in import build
 
 PARTS = ("decode", "prefill", "condition", "vqvae", "file")
@@ -131,7 +132,11 @@ class Spent:
 
 
 class Stack:
-    """A stack of random weights in `folder`, and what its requests of `seconds` took."""
+    """A stack of random weights in `folder`, and what its requests of `seconds` took.
+
+    Raises:
+        RuntimeError: the decoder's codes are not the eager one's (agreement.py).
+    """
 
     def __init__(self, config: JukeboxConfig, folder: Path, device: str, backend: str, seconds: float) -> None:
         torch.manual_seed(1)
@@ -144,6 +149,8 @@ class Stack:
         self.jukebox = Jukebox.from_pretrained(folder, device, backend=backend)
         self.file, self.seconds, self.seed = folder / "out.wav", seconds, 0
         chosen = self.jukebox.backend
+        if self.jukebox.device.type == "cpu":
+            agreement.check(chosen.name)
         self.backend, self.requests = chosen.name, list[Spent]()
         self.jukebox.backend = dataclasses.replace(
             chosen,

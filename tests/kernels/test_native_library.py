@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 from fastjukebox.kernels import native_library
 
 pytestmark = pytest.mark.skipif(

@@ -78,11 +78,7 @@ class GrowingCache:
             q, k, v = (y @ layer.qkv.weight + layer.qkv.bias).chunk(3, dim=-1)
             self.keys[index] = torch.cat([self.keys[index], k], dim=1)
             self.values[index] = torch.cat([self.values[index], v], dim=1)
-            pattern = layer.pattern
-            if x.shape[1] == 1:
-                a = self._attend_next(q, index)
-            else:
-                a = self._attend_prompt(q, k, v, pattern)
+            a = self._attend_next(q, index) if x.shape[1] == 1 else self._attend_prompt(q, k, v, layer.pattern)
             self._cut(index)
             h = x + (a @ layer.proj.weight + layer.proj.bias)
             y = F.layer_norm(h, (h.shape[-1],), layer.ln_1.weight, layer.ln_1.bias)

@@ -50,7 +50,8 @@ def test_no_script_reports_a_decoder_of_wrong_codes(name, tmp_path, capsys):
     small = ["--quick", "--device", "cpu", "--threads", "1"]
     assert decode.main(["--sizes", "2x64", "--decoders", name, *small]) == 1
     assert "no times are reported" in capsys.readouterr().out
-    arguments = "--depth 3 --width 32 --context 64 --rows 8 --rounds 2 --steps 2 --peers growing-cache".split()
+    arguments = ["--depth", "3", "--width", "32", "--context", "64", "--rows", "8", "--rounds", "2", "--steps", "2"]
+    arguments += ["--peers", "growing-cache"]
     assert peers.main([*arguments, "--backends", name, *small]) == 1
     assert "no times are reported" in capsys.readouterr().out
     with pytest.raises(RuntimeError, match="no times are reported"):

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import soundfile
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,8 +26,7 @@ LABELS_FILE = "labels.csv"
 # The share of a folder's songs that is held out where nothing else is asked for.
 HELD_OUT = 0.05
 # Beside the names of libsndfile's formats: their other endings, and audio that it cannot read, which is reported.
-SUFFIXES = {".aac", ".aif", ".aifc", ".bwf", ".m4a", ".mp2", ".oga", ".opus", ".snd", ".wave", ".wma"}
-SUFFIXES |= {f".{name.lower()}" for name in soundfile.available_formats()}
+OTHER_SUFFIXES = {".aac", ".aif", ".aifc", ".bwf", ".m4a", ".mp2", ".oga", ".opus", ".snd", ".wave", ".wma"}
 # Frames at the end of a file that a scan without decoding looks at.
 TAIL = 4096
 # Samples on either side of a part that is resampled, at the lower of the two rates: more than soxr's filter sees.
@@ -103,6 +101,9 @@ def list_files(folder: Path) -> tuple[dict[str, int], int]:
     Raises:
         AudioError: `folder` or a folder in it cannot be listed.
     """
+    import soundfile
+
+    suffixes = OTHER_SUFFIXES | {f".{name.lower()}" for name in soundfile.available_formats()}
     sizes: dict[str, int] = {}
     ignored = 0
 
@@ -117,7 +118,7 @@ def list_files(folder: Path) -> tuple[dict[str, int], int]:
             relative = path.relative_to(folder).as_posix()
             if path.is_dir():
                 visit(path, above | {real})
-            elif path.suffix.lower() in SUFFIXES:
+            elif path.suffix.lower() in suffixes:
                 sizes[relative] = path.stat().st_size if path.is_file() else -1
             elif relative != LABELS_FILE:
                 ignored += 1
@@ -215,6 +216,8 @@ def scan(folder: Path, held_out: float | int, seed: int, decode: bool = True) ->
 
 def _probe(path: Path, decode: bool) -> tuple[int, int, int]:
     """Frames, rate and channels. Raises AudioError: the reason why the file cannot be used, without its name."""
+    import soundfile
+
     try:
         with soundfile.SoundFile(str(path)) as file:
             frames = 0 if decode else file.seek(max(0, file.frames - TAIL))
@@ -242,6 +245,8 @@ def read(folder: Path, song: Song, sample_rate: int, start: int = 0, stop: int |
     Raises:
         AudioError: the file cannot be read any more, or there is damage here that a scan without decoding passed over.
     """
+    import soundfile
+
     stop = song.samples(sample_rate) if stop is None else stop
     common = math.gcd(sample_rate, song.sample_rate)
     # Source frames and samples between the points in time where both rates have one.

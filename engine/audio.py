@@ -1,4 +1,7 @@
-"""Audio files and arrays in, files out: mono FP32 at the model's rate inside, soundfile and soxr at the edges."""
+"""Audio files and arrays in, files out: mono FP32 at the model's rate inside, soundfile and soxr at the edges.
+
+Both are imported where they are used: codes can be sampled on a machine that has neither.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import soundfile
-import soxr
 import torch
 from torch import Tensor
 
@@ -35,6 +36,8 @@ def read_audio(source: AudioLike, sample_rate: int, source_rate: int | None = No
         AudioError: no samples, NaN or infinite samples, or a file that libsndfile cannot read.
     """
     if isinstance(source, (str, Path)):
+        import soundfile
+
         name = str(source)
         try:
             samples, source_rate = soundfile.read(name, dtype="float32", always_2d=True)
@@ -63,6 +66,8 @@ def read_audio(source: AudioLike, sample_rate: int, source_rate: int | None = No
     if not np.isfinite(samples).all():
         raise AudioError(f"{name} holds NaN or infinite samples")
     if source_rate and source_rate != sample_rate:
+        import soxr
+
         samples = soxr.resample(samples.T, source_rate, sample_rate).T
     return torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
 
@@ -100,6 +105,8 @@ def write_audio(path: str | Path, samples: Tensor, sample_rate: int) -> list[Pat
     Raises:
         AudioError: the ending is unknown or a file cannot be written; says why.
     """
+    import soundfile
+
     path = check_output(path)
     paths = output_files(path, len(samples))
     for item_path, item in zip(paths, samples, strict=True):
@@ -129,6 +136,8 @@ def wav_header(samples: int, sample_rate: int) -> bytes:
 
 def wav_samples(samples: Tensor) -> bytes:
     """16-bit samples of `samples` [n], as `write_audio` rounds them."""
+    import soundfile
+
     content = io.BytesIO()
     soundfile.write(content, samples.clamp(-1, 1).numpy(), 1, "PCM_16", format="RAW")
     return content.getvalue()

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def repeatable(device: torch.device) -> AbstractContextManager[None]:
+    """On a GPU cuDNN's convolutions give the same bits each time within this context, and take no TF32: as PyTorch has
+    them, audio's codes and frame conditions could differ from run to run, and from a CPU's by more than rounding."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 class Conv(nn.Conv1d):

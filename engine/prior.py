@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..kernels import reference
 from .config import ConditionerConfig, PriorConfig
-from .convolution import Upsampler
+from .convolution import Upsampler, repeatable
 from .kv_cache import KVCache
 from .transformer import LayerNorm, PrefillAttention, TransformerLayer
 
@@ -76,7 +76,8 @@ class Prior(nn.Module):
         so that an item's condition does not depend on its batch."""
         if self.conditioner is None:
             raise ValueError(f"the level {self.config.level} prior has no conditioner")
-        return torch.cat([self.conditioner(item) for item in torch.split(upper_codes, 1)]).to(self.dtype)
+        with repeatable(upper_codes.device):
+            return torch.cat([self.conditioner(item) for item in torch.split(upper_codes, 1)]).to(self.dtype)
 
     def forward(
         self,

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import VQVAEConfig, to_json
-from .convolution import Conv, Downsampler, ResidualStack, Upsampler
+from .convolution import Conv, Downsampler, ResidualStack, Upsampler, repeatable
 from .threads import side_by_side
 
 
@@ -122,7 +122,9 @@ class VQVAE(nn.Module):
             block = audio[item : item + 1, None, start * ratio : stop * ratio].to(self.codebook(level))
             return self.quantize(self.encoders[level](block), level)
 
-        return _in_blocks(encode_block, self.codebook(level).device, audio.shape[0], count, step, margin, 1)
+        device = self.codebook(level).device
+        with repeatable(device):
+            return _in_blocks(encode_block, device, audio.shape[0], count, step, margin, 1)
 
     @torch.no_grad()
     def decode(self, codes: Tensor, level: int = 0, start: int = 0, stop: int | None = None) -> Tensor:
@@ -136,9 +138,9 @@ class VQVAE(nn.Module):
         def decode_block(item: int, start: int, stop: int) -> Tensor:
             return self.decoders[level](self.dequantize(codes[item : item + 1, start:stop], level))[:, 0]
 
-        return _in_blocks(
-            decode_block, self.codebook(level).device, codes.shape[0], codes.shape[1], step, margin, ratio, start, stop
-        )
+        device = self.codebook(level).device
+        with repeatable(device):
+            return _in_blocks(decode_block, device, codes.shape[0], codes.shape[1], step, margin, ratio, start, stop)
 
     def block_codes(self, level: int) -> tuple[int, int]:
         """The length of a block and its margin on either side, in codes of `level`."""

@@ -82,7 +82,8 @@ def _distance_group(
         ds = 2.0 * p * (difference - tl.expand_dims(tl.sum(p * difference, axis=1), 1))
         ds = ds.to(q_ptr.dtype.element_ty)
         ds_keys = tl.trans(ds)
-        stride_out_b = length.to(tl.int64) * heads * HEAD_DIM
+        # `length` is a constant where it is 1, and constants have no `to`.
+        stride_out_b = tl.cast(length, tl.int64) * heads * HEAD_DIM
         dq_rows = at_head(dq_ptr, stride_out_b, HEAD_DIM) + q_index * heads * HEAD_DIM
         dk_rows = at_head(dk_ptr, stride_out_b, HEAD_DIM) + k_index * heads * HEAD_DIM
         grad_scale = scale * LN_2
@@ -126,9 +127,10 @@ class _AttentionDistance(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         dq, dk = ctx.saved_tensors
-        # A scalar tensor: the products are FP32 whatever the gradients' dtype.
         factor = grad_outputs[0] / ctx.count
-        return dq * factor, dk * factor, None, None, None, None, None
+        # In FP32: on a GPU the factor would be rounded to the gradients' dtype first.
+        dq, dk = ((gradient.float() * factor).to(gradient.dtype) for gradient in (dq, dk))
+        return dq, dk, None, None, None, None, None
 
 
 def _like_strided(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

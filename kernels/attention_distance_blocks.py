@@ -76,7 +76,7 @@ def distance_queries(
     GRADIENT: tl.constexpr,
 ):
     group, key_group, block = own_block(0, num_members, PATTERN, BLOCK_Q)
-    heads, positions = tl.num_programs(1), length.to(tl.int64)
+    heads, positions = tl.num_programs(1), tl.cast(length, tl.int64)
     q_heads = at_head(q_ptr, stride_b, stride_h), at_head(teacher_q_ptr, stride_teacher_b, stride_teacher_h)
     k_heads = at_head(k_ptr, stride_b, stride_h), at_head(teacher_k_ptr, stride_teacher_b, stride_teacher_h)
     strides_t = stride_t, stride_teacher_t
@@ -149,7 +149,7 @@ def distance_keys(
     BLOCK_D: tl.constexpr,
 ):
     group, key_group, block = own_block(0, num_members, PATTERN, BLOCK_K)
-    heads, positions = tl.num_programs(1), length.to(tl.int64)
+    heads, positions = tl.num_programs(1), tl.cast(length, tl.int64)
     q_heads = at_head(q_ptr, stride_b, stride_h), at_head(teacher_q_ptr, stride_teacher_b, stride_teacher_h)
     k_heads = at_head(k_ptr, stride_b, stride_h), at_head(teacher_k_ptr, stride_teacher_b, stride_teacher_h)
     strides_t = stride_t, stride_teacher_t

@@ -115,7 +115,9 @@ def test_few_packages_are_needed():
 import runpy, sys
 sys.modules |= dict.fromkeys(("soundfile", "soxr", "librosa", "matplotlib", "sklearn", "jinja2", "tensorboard"))
 import pytest
-from fastjukebox.bench import attention, decode, gpu, ops, peers, prefill, roofline
+from fastjukebox.bench import attention, decode, gpu, ops, peers, prefill, roofline, scaling, table1
+request = ["--sizes", "tiny", "--audio-seconds", "0.05", "--backends", "eager", "--device", "cpu", "--threads", "1"]
+assert table1.main([*request, "--quick"]) == 0
 sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *gpu.stages()[0].command]))
 """
     start = (

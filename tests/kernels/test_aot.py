@@ -127,3 +127,24 @@ print(json.dumps([wanted, [line for row in table for line in aot.Resources(**row
     table = json.loads((ROOT / "bench/results/aot.json").read_text())["kernels"]
     assert [[row["architecture"], row["name"]] for row in table] == wanted, "python -m fastjukebox.kernels.aot --json"
     assert not violations
+
+
+def test_attention_of_one_position_compiles():
+    """Triton makes a constant of an argument that is 1; the interpreter does not."""
+    code = """
+import torch
+from fastjukebox.kernels.attention_aot import attention_specializations
+for row_len in (4, 256):
+    for found in attention_specializations("one", row_len, 4, 32, torch.float16, 90):
+        for name in ("length", "offset", "number"):
+            if found.signature.get(name) == "i32":
+                found.signature[name], found.constexprs[name] = "constexpr", 1
+        aot.compile_one(found, 90)
+        print(found.name)
+"""
+    names = run(code)
+    assert "length" in run(
+        "from fastjukebox.kernels import attention_distance as a; print(a._distance_group.arg_names)"
+    )
+    assert "distance_group" in names
+    assert "distance_keys" in names

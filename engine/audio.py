@@ -6,6 +6,7 @@ Both are imported where they are used: codes can be sampled on a machine that ha
 from __future__ import annotations
 
 import io
+import numbers
 import os
 import struct
 import tempfile
@@ -18,6 +19,8 @@ from torch import Tensor
 
 AudioLike: TypeAlias = str | Path | np.ndarray | Tensor
 FORMATS = (".wav", ".flac", ".ogg")
+# Hz that audio may have. From an absurdly low rate seconds would become hours.
+RATES = (1000, 1_000_000)
 # Samples handed to libsndfile at a time.
 BLOCK = 1 << 16
 
@@ -33,14 +36,18 @@ def read_audio(source: AudioLike, sample_rate: int, source_rate: int | None = No
     are mixed down). source_rate: the rate of an array, by default `sample_rate`.
 
     Raises:
-        AudioError: no samples, NaN or infinite samples, or a file that libsndfile cannot read.
+        AudioError: no samples, NaN or infinite samples, a rate that is none, or a file that libsndfile cannot read.
     """
+    if source_rate is not None and isinstance(source, (str, Path)):
+        raise AudioError(f"{source} has a sample rate of its own; give one with an array only")
     if isinstance(source, (str, Path)):
         import soundfile
 
         name = str(source)
         try:
-            samples, source_rate = soundfile.read(name, dtype="float32", always_2d=True)
+            # By the file, whatever its name is made of.
+            with open(source, "rb") as file:
+                samples, source_rate = soundfile.read(file, dtype="float32", always_2d=True)
         # A TypeError where the ending names a format without a header.
         except (soundfile.LibsndfileError, OSError, TypeError) as error:
             reason = "no such file" if not Path(source).exists() else str(error)
@@ -65,7 +72,9 @@ def read_audio(source: AudioLike, sample_rate: int, source_rate: int | None = No
         raise AudioError(f"{name} holds no samples")
     if not np.isfinite(samples).all():
         raise AudioError(f"{name} holds NaN or infinite samples")
-    if source_rate and source_rate != sample_rate:
+    if source_rate is not None and not (isinstance(source_rate, numbers.Real) and RATES[0] <= source_rate <= RATES[1]):
+        raise AudioError(f"the sample rate of {name} must be {RATES[0]} to {RATES[1]} Hz, not {source_rate!r}")
+    if source_rate is not None and source_rate != sample_rate:
         import soxr
 
         samples = soxr.resample(samples.T, source_rate, sample_rate).T

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -159,7 +159,7 @@ class Jukebox:
             model's VQ-VAE; None where there are none. Every level goes on from its own.
         order: "level", one prior in memory at a time, or "time"; both give the same codes. Where priors are small and
             there are several cores, windows of all levels are sampled at the same time instead (overlap.py).
-        run_dir: saved there after each window; `resume` goes on from it. `overwrite` replaces a run that stands there.
+        run_dir: saved there again and again; `resume` goes on from it. `overwrite` replaces a run that stands there.
         output: kept in the run for `resume` on the command line.
         progress: called with Progress(done, total, level, eta), counted in codes.
 
@@ -218,7 +218,7 @@ class Jukebox:
         overwrite: bool = False,
         output: str | None = None,
         progress: ProgressCallback | None = None,
-    ) -> Iterator[Tensor]:
+    ) -> Generator[Tensor, None, None]:
         """Audio in chunks [items, samples], each as soon as its codes exist; joined they are `sample`'s audio.
 
         All priors are in memory. Takes what `sample` takes. Where windows are sampled at the same time, that goes on
@@ -304,21 +304,19 @@ class Jukebox:
             output=output,
             vqvae=fingerprint(self.vqvae),
         )
-        known = [codes[:, :filled] for codes, filled in zip(sampling.codes, sampling.filled, strict=True)]
-        return Run.create(Path(run_dir), request, known, overwrite)
+        return Run.create(Path(run_dir), request, sampling.known, overwrite)
 
     def _finish(self, sampling: Sampling, run: Run | None, order: str, progress: ProgressCallback | None) -> Result:
         audio = torch.cat(list(self._chunks(sampling, run, order, progress)), dim=1)
-        codes = [codes[:, :filled] for codes, filled in zip(sampling.codes, sampling.filled, strict=True)]
-        return Result(audio, self.sample_rate, codes)
+        return Result(audio, self.sample_rate, sampling.known)
 
     def _chunks(
         self, sampling: Sampling, run: Run | None, order: str, progress: ProgressCallback | None
-    ) -> Iterator[Tensor]:
+    ) -> Generator[Tensor, None, None]:
         """Samples, saves, and decodes to audio what can be: blocks as soon as their codes and the margin are there."""
         level = sampling.params.level
         step, margin = self.vqvae.block_codes(level)
-        length, sent = sampling.plans[level].length, 0
+        length, sent, unsaved = sampling.plans[level].length, 0, False
         overlapped = self.backend.overlapping and self._keeps_priors and torch.get_num_threads() > 1
 
         def ready() -> Iterator[Tensor]:
@@ -334,11 +332,15 @@ class Jukebox:
             # Closed whatever happens here: no thread goes on with a request that has failed.
             with closing(sampling.run(self.prior, self.backend, order, progress, overlapped)) as windows:
                 for _ in windows:
-                    if run:
-                        known = zip(sampling.codes, sampling.filled, strict=True)
-                        run.save([codes[:, :filled] for codes, filled in known])
+                    unsaved = run is not None
+                    if run and run.is_due:
+                        unsaved = False
+                        run.save(sampling.known)
                     yield from ready()
         finally:
+            # Also of a request that was stopped or has failed.
+            if run and unsaved:
+                run.save(sampling.known)
             if run:
                 run.release()
 

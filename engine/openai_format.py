@@ -110,6 +110,9 @@ def convert(
         raise CheckpointError(f"{out}: a preset for {', '.join(spare)}, but no such file")
     if (out / "config.json").exists():
         raise CheckpointError(f"{out}: already holds a checkpoint; name another folder, or delete this one first")
+    for name in (VQVAE_FILE, *map(prior_file, priors)):
+        if (out / name).exists():
+            raise CheckpointError(f"{out}: already holds {name}; name another folder, or delete that file first")
 
     created, written = not out.exists(), list[Path]()
     try:

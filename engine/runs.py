@@ -1,5 +1,5 @@
-"""A run directory: the request and the codes so far, saved atomically after each window, so that a killed run goes on
-to the same result. What is done follows from the number of codes; there is no other state.
+"""A run directory: the request and the codes so far, saved atomically after windows, so that a killed run goes on to
+the same result. What is done follows from the number of codes; there is no other state.
 """
 
 from __future__ import annotations
@@ -7,7 +7,9 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import math
 import os
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from torch import Tensor
 from .sampler import SamplingParams
 
 FORMAT = 1
+# Of the time that a save takes passes this much before the next.
+SAVE_SHARE = 20
 _OWN_FILES = {"codes.safetensors", ".codes.safetensors.new", ".request.json.new"}
 
 
@@ -50,6 +54,8 @@ class Run:
 
     def __init__(self, folder: Path, request: Request) -> None:
         self.folder, self.request = folder, request
+        # When the last save ended, and how long it took.
+        self._saved, self._took = -math.inf, 0.0
         self._release: Callable[[], object] = lambda: None
 
     @classmethod
@@ -102,6 +108,7 @@ class Run:
 
     def save(self, codes: Sequence[Tensor]) -> None:
         """Replace the codes on disk; after a crash or a full disk the old or the new ones are there, whole."""
+        began = time.monotonic()
         try:
             new = self._written("codes.safetensors", lambda path: save_codes(path, codes, self.request.vqvae))
             self._replace("codes.safetensors", new)
@@ -110,6 +117,14 @@ class Run:
                 f"cannot save to {self.folder}: {_reason(error)}; what was saved before is valid: mend that and run "
                 f"`fastjukebox resume {self.folder}`"
             ) from None
+        self._saved = time.monotonic()
+        self._took = self._saved - began
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to save again: all codes are written each time, so in a long run not after each window, or
+        its writes would grow with the square of its length. Saving takes a twentieth of the time at most."""
+        return time.monotonic() - self._saved >= SAVE_SHARE * self._took
 
     def acquire(self) -> None:
         """Keep others from working on this run until `release`, or until this process ends. Raises RunError where

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +25,10 @@ MAX_SECONDS = 12 * 3600
 CodesLike: TypeAlias = Tensor | np.ndarray | Sequence[int] | Sequence[Sequence[int]]
 # Below, logits / temperature come near what FP32 can hold.
 MIN_TEMPERATURE = 1e-6
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,11 @@ class SamplingParams:
     level: int = 0
 
     def __post_init__(self) -> None:
-        if self.seconds is not None and not 0 < self.seconds <= MAX_SECONDS:
-            raise ValueError(f"seconds must be above 0 and at most {MAX_SECONDS}, not {self.seconds}")
+        if self.seconds is not None:
+            if not _is_number(self.seconds) or not 0 < self.seconds <= MAX_SECONDS:
+                raise ValueError(f"seconds must be above 0 and at most {MAX_SECONDS}, not {self.seconds!r}")
+            # NumPy's numbers and fractions too, which JSON does not take.
+            object.__setattr__(self, "seconds", float(self.seconds))
         for name, low, high in (
             ("seed", 0, 2**64 - 1),
             ("num_samples", 1, 2**20),
@@ -74,12 +82,14 @@ class SamplingParams:
             ("hop_fraction", lambda value: 0 < value <= 1, "above 0 and at most 1"),
         ):
             value, number = getattr(self, name), int if name == "top_k" else float
-            several = isinstance(value, (tuple, list))
-            for one in value if several else () if value is None else (value,):
-                if not valid(one):
-                    raise ValueError(f"{name} must be {rule}, not {one}")
-            if value is not None:
-                object.__setattr__(self, name, tuple(map(number, value)) if several else number(value))
+            if value is None and name == "hop_fraction":
+                continue
+            given: Sequence[Any] = value if isinstance(value, (tuple, list)) else (value,)
+            for one in given:
+                if not _is_number(one) or not valid(one):
+                    raise ValueError(f"{name} must be {rule}, not {one!r}")
+            plain = tuple(number(one) for one in given)
+            object.__setattr__(self, name, plain if given is value else plain[0])
 
     @property
     def batches(self) -> list[range]:
@@ -174,8 +184,10 @@ class Sampling:
             size = config.vqvae.codebook_size
             if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
                 raise ValueError(f"level {level} codes must be 0 to {size - 1}, not {codes.min()} to {codes.max()}")
-            room = torch.zeros(params.num_samples, max(plan.length, codes.shape[1]), dtype=torch.long)
-            room[:, : codes.shape[1]] = codes
+            # Threads write to it, which do not share the caller's inference mode.
+            with torch.inference_mode(False):
+                room = torch.zeros(params.num_samples, max(plan.length, codes.shape[1]), dtype=torch.long)
+                room[:, : codes.shape[1]] = codes
             self.codes.append(room)
         # How the caller computes while windows are under way.
         self.compute: Callable[[Callable[[], Tensor]], Tensor] = lambda work: work()
@@ -186,6 +198,11 @@ class Sampling:
                 *(params.per_level(name, levels) for name in ("temperature", "top_k", "top_p")), strict=True
             )
         ]
+
+    @property
+    def known(self) -> list[Tensor]:
+        """Per level the codes so far [num_samples, n]."""
+        return [codes[:, :filled] for codes, filled in zip(self.codes, self.filled, strict=True)]
 
     def windows(self, order: str) -> list[Window]:
         """What is still to be sampled, in `order`; see windows.schedule."""

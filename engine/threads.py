@@ -30,8 +30,9 @@ def one_thread() -> Iterator[None]:
     if threads == 1:
         yield
         return
-    alone(threads)
     try:
+        # Here, so that an interruption of it is mended too.
+        alone(threads)
         yield
     finally:
         torch.set_num_threads(threads)

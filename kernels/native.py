@@ -217,8 +217,10 @@ class LayerCache:
 
     def __init__(self, batch: int, heads: int, slots: int, head_dim: int) -> None:
         self.slots = slots
-        self.keys = torch.zeros(batch, heads, -(-slots // KEY_BLOCK), head_dim, KEY_BLOCK)
-        self.values = torch.zeros(batch, heads, slots, head_dim)
+        # Whatever PyTorch's defaults are at the moment: C++ writes here.
+        memory = {"dtype": torch.float32, "device": "cpu"}
+        self.keys = torch.zeros(batch, heads, -(-slots // KEY_BLOCK), head_dim, KEY_BLOCK, **memory)
+        self.values = torch.zeros(batch, heads, slots, head_dim, **memory)
 
     @property
     def nbytes(self) -> int:

@@ -81,7 +81,9 @@ class NativeConditioner:
     def __call__(self, upper_codes: Tensor) -> Tensor:
         """Upper codes [B, n] (int64) -> frame condition [B, n * upper_ratio, W]."""
         codes = upper_codes.contiguous()
-        found = torch.empty(len(codes), codes.shape[1] * self.upper_ratio, self.width)
+        # Whatever PyTorch's defaults are at the moment: C++ writes here.
+        shape = len(codes), codes.shape[1] * self.upper_ratio, self.width
+        found = torch.empty(shape, dtype=torch.float32, device="cpu")
         for item, out in zip(codes, found, strict=True):
             status = library().fastjukebox_condition(
                 byref(self._conditioner), item.data_ptr(), len(item), out.data_ptr()

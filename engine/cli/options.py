@@ -50,7 +50,7 @@ SAMPLING_OPTIONS = (
         type=int,
         help="How many; several become name-0.wav, name-1.wav, ... Processes of torchrun share them.",
     ),
-    click.option("--first-item", type=int, default=0, help="Begin with this one of the seed's pieces.  [default: 0]"),
+    click.option("--first-item", type=int, help="Begin with this one of the seed's pieces.  [default: 0, or --item]"),
     click.option("--temperature", type=PerLevel(float), default=0.99, show_default=True, help="Lower is tamer."),
     click.option("--top-k", type=PerLevel(int), default=0, help="Draw from the K likeliest codes.  [default: 0, all]"),
     click.option("--top-p", type=PerLevel(float), default=1.0, help="Draw from the likeliest that make up P of all."),
@@ -99,6 +99,9 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(**values: object) -> None:
         settings = {field.name: values.pop(field.name) for field in dataclasses.fields(Settings)}
+        if settings["first_item"] is None:
+            # One of several pieces becomes what it would have become beside the others.
+            settings["first_item"] = values.get("item") or 0
         command(settings=Settings(**settings), **values)  # pyright: ignore[reportArgumentType]
 
     return with_options(*SAMPLING_OPTIONS, *REPORT_OPTIONS)(wrapper)

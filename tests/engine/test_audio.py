@@ -1,5 +1,7 @@
 """Audio files and arrays on the way in and out."""
 
+import os
+
 import numpy as np
 import pytest
 import soundfile
@@ -66,6 +68,24 @@ def test_tensors_of_any_float_dtype(dtype):
 def test_arrays_that_are_no_audio(samples, message):
     with pytest.raises(AudioError, match=message):
         read_audio(samples, RATE)
+
+
+@pytest.mark.parametrize("rate", [0, -1, 1, 999, 2e6, float("nan"), float("inf"), "44100"])
+def test_rates_that_are_none(rate):
+    with pytest.raises(AudioError, match="sample rate of the audio given must be 1000 to 1000000 Hz"):
+        read_audio(tone(), RATE, rate)
+
+
+def test_a_file_has_a_rate_of_its_own(tmp_path):
+    soundfile.write(tmp_path / "tone.wav", tone(), RATE)
+    with pytest.raises(AudioError, match="has a sample rate of its own"):
+        read_audio(tmp_path / "tone.wav", RATE, RATE)
+
+
+def test_a_name_that_is_not_valid_unicode(tmp_path):
+    path = tmp_path / os.fsdecode(b"bad\xff.wav")
+    path.write_bytes(wav_header(100, RATE) + wav_samples(torch.zeros(100)))
+    assert read_audio(path, RATE).shape == (1, 100)
 
 
 @pytest.mark.parametrize("name", ["missing.wav", "empty.wav", "text.flac", "header.raw", "folder.wav"])

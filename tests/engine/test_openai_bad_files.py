@@ -256,6 +256,10 @@ def test_nothing_is_overwritten(tmp_path, files):
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     refused("out: already holds a checkpoint", files, None, tmp_path / "out")
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "prior_1.safetensors").write_text("mine")
+    refused("notes: already holds prior_1.safetensors", files, None, tmp_path / "notes")
+    assert (tmp_path / "notes" / "prior_1.safetensors").read_text() == "mine"
     (tmp_path / "file").write_text("mine")
     refused("file: cannot be written", files, None, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"

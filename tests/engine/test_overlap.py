@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fastjukebox.engine import Jukebox, SamplingParams, overlap
+from fastjukebox.engine import Jukebox, SamplingParams, overlap, runs
 from fastjukebox.engine.native_decoder import NativeDecoder
 from fastjukebox.engine.runs import Run, RunError
 from fastjukebox.kernels import native_library
@@ -115,6 +115,7 @@ def test_no_thread_goes_on_once_a_run_cannot_be_saved(jukebox, tmp_path, monkeyp
         save(run, codes)
 
     monkeypatch.setattr(Run, "save", full)
+    monkeypatch.setattr(runs, "SAVE_SHARE", 0)
     with pytest.raises(RunError) as raised:
         jukebox.sample(PARAMS, run_dir=tmp_path / "run")
     # While the error and its frames are still there.
@@ -126,6 +127,26 @@ def test_stopped_anywhere_and_resumed_equals_undisturbed(jukebox, tmp_path):
     expected = jukebox.sample(PARAMS)
     for stop_at in (1, 300, 900, 1600):
         assert_same(stopped_and_resumed(jukebox, PARAMS, tmp_path / str(stop_at), stop_at)[0], expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_callers_settings_of_pytorch_change_nothing(tiny_model, jukebox, threads):
+    """Default dtypes and inference mode belong to the caller, who may sample amid other work."""
+    params = dataclasses.replace(PARAMS, num_samples=1)
+    expected = jukebox.sample(params)
+    torch.set_num_threads(threads)
+    try:
+        for dtype in (torch.bfloat16, torch.float16, torch.float64):
+            torch.set_default_dtype(dtype)
+            assert_same(Jukebox.from_pretrained(tiny_model, backend="native").sample(params), expected)
+        torch.set_default_dtype(torch.float32)
+        with torch.inference_mode():
+            inside = Jukebox.from_pretrained(tiny_model, backend="native")
+            assert_same(inside.sample(params), expected)
+            assert torch.equal(torch.cat(list(inside.stream(params)), dim=1), expected.audio)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_num_threads(2)
 
 
 def test_a_stream_that_nobody_wants_any_more_ends(tiny_model, jukebox):

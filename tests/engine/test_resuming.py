@@ -3,7 +3,8 @@
 import dataclasses
 
 import pytest
-from fastjukebox.engine import Jukebox, SamplingParams
+import torch
+from fastjukebox.engine import Jukebox, SamplingParams, runs
 from fastjukebox.engine.runs import Run
 from resumed import assert_same, stopped_and_resumed
 
@@ -18,6 +19,7 @@ def jukebox(tiny_model):
 def test_killed_after_any_number_of_windows_and_resumed_equals_undisturbed(jukebox, tmp_path, monkeypatch):
     saved, save = [], Run.save
     monkeypatch.setattr(Run, "save", lambda run, codes: (saved.append([c.clone() for c in codes]), save(run, codes))[1])
+    monkeypatch.setattr(runs, "SAVE_SHARE", 0)
     expected = jukebox.sample(FEW, run_dir=tmp_path / "run")
     monkeypatch.undo()
     # What stands on disk before the first window, and after each one.
@@ -26,6 +28,33 @@ def test_killed_after_any_number_of_windows_and_resumed_equals_undisturbed(jukeb
         run = Run.open(tmp_path / "run")
         run.save(codes)
         assert_same(Jukebox.resume(tmp_path / "run"), expected)
+
+
+def test_saving_takes_a_small_part_of_the_time(jukebox, tmp_path, monkeypatch):
+    """All codes are written each time, so that saving after each window would write the square of a long run."""
+    saves, save = [], Run.save
+    monkeypatch.setattr(Run, "save", lambda run, codes: (saves.append(codes), save(run, codes))[1])
+    # Once at first, which took so long that it is due no more, and once at the end.
+    monkeypatch.setattr(runs, "SAVE_SHARE", 1e9)
+    expected = jukebox.sample(FEW, run_dir=tmp_path / "run")
+    assert len(saves) == 2
+    assert all(torch.equal(a, b) for a, b in zip(Run.open(tmp_path / "run").load(), expected.codes, strict=True))
+
+
+def test_what_was_sampled_is_saved_however_a_request_ends(jukebox, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "SAVE_SHARE", 1e9)
+    expected = jukebox.sample(FEW)
+
+    def interrupted(progress):
+        # In the last level's last windows.
+        if progress.done > 0.9 * progress.total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        jukebox.sample(FEW, run_dir=tmp_path / "run", progress=interrupted)
+    there = sum(codes.numel() for codes in Run.open(tmp_path / "run").load())
+    assert there > 0.7 * sum(codes.numel() for codes in expected.codes)
+    assert_same(Jukebox.resume(tmp_path / "run"), expected)
 
 
 def test_killed_within_a_window_and_resumed_equals_undisturbed(jukebox, tmp_path):

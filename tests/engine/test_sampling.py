@@ -2,7 +2,9 @@
 
 import dataclasses
 import weakref
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from fastjukebox.engine import (
@@ -17,6 +19,7 @@ from fastjukebox.engine import (
 )
 from fastjukebox.engine.config import ConditionerConfig
 from fastjukebox.engine.decoder import Backend, EagerDecoder, LevelSampling, WindowTask
+from fastjukebox.engine.runs import Run
 from fastjukebox.engine.sampler import Sampling
 from reference_sampler import kept, reference_codes
 
@@ -328,11 +331,26 @@ def test_progress_counts_every_code_once(jukebox):
         ({"top_p": 0.0}, "top_p must be above 0"),
         ({"top_p": 1.01}, "top_p must be above 0 and at most 1"),
         ({"hop_fraction": 0.0}, "hop_fraction must be above 0"),
+        ({"seconds": "5"}, "seconds must be above 0"),
+        ({"temperature": "0.9"}, "temperature must be at least"),
+        ({"temperature": np.ones(3)}, "temperature must be at least"),
+        # Not the same as to leave them out.
+        ({"temperature": None}, "temperature must be at least"),
+        ({"top_k": None}, "top_k must be a whole number"),
+        ({"top_p": None}, "top_p must be above 0"),
+        ({"top_p": (0.9, None, 0.9)}, "top_p must be above 0"),
     ],
 )
 def test_senseless_requests_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         SamplingParams(**{"seconds": 1.0, **changes})
+
+
+def test_numbers_of_any_kind_are_plain_ones(jukebox, tmp_path):
+    params = SamplingParams(seconds=Fraction(1, 100), temperature=np.float32(0.5), top_p=(np.float64(0.9), 1, 1))
+    assert (type(params.seconds), type(params.temperature), params.top_p) == (float, float, (0.9, 1.0, 1.0))
+    jukebox.sample(params, run_dir=tmp_path / "run")
+    assert Run.open(tmp_path / "run").request.params == params
 
 
 def test_requests_that_the_model_cannot_meet_are_refused(jukebox):

@@ -47,14 +47,24 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
+def _git(*words: str) -> str:
+    """What git says of the checkout; nothing where it fails."""
+    try:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=ROOT)
+    except OSError:
+        return ""
+    return "" if done.returncode else done.stdout.strip()
+
+
 @lru_cache(maxsize=1)
 def commit() -> str:
-    """The checkout's commit, with a plus sign if files differ from it; "none" outside a repository."""
-    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=10"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout.strip() or "none"
-    except OSError:
+    """The checkout's commit, with a plus sign if files differ from it, those aside that benchmarks write; "none" where
+    the project is not a repository of its own."""
+    top, found = _git("rev-parse", "--show-toplevel"), _git("rev-parse", "--short=10", "HEAD")
+    if not found or Path(top).resolve() != ROOT.resolve():
         return "none"
+    changed = _git("status", "--porcelain", "--", ".", ":(exclude)bench/results", ":(exclude)README.md")
+    return found + "+" * bool(changed)
 
 
 @lru_cache(maxsize=1)

@@ -1,6 +1,7 @@
 """Rows of a script: what is measured again, what a failure leaves, and when rounds end."""
 
 import argparse
+import subprocess
 
 import pytest
 import torch
@@ -56,3 +57,40 @@ def test_after_the_deadline_no_round_but_the_first_starts():
     times = harness.rounds_of({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, CPU, 5, deadline=0.0)
     # One to warm up, and one.
     assert {name: len(taken) for name, taken in times.items()} == {"a": 1, "b": 1} and len(calls) == 4
+
+
+def git(folder, *words):
+    who = ("-c", "user.name=a", "-c", "user.email=a@b")
+    return subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_commit_is_the_projects_own(tmp_path, monkeypatch):
+    outer, project = tmp_path, tmp_path / "project"
+    results = project / "bench" / "results" / "r.jsonl"
+    results.parent.mkdir(parents=True)
+    for path in (results, project / "README.md", project / "code.py"):
+        path.write_text("1")
+    monkeypatch.setattr(harness, "ROOT", project)
+    found = harness.commit.__wrapped__
+    assert found() == "none"
+    # A copy inside of somebody else's repository.
+    git(outer, "init")
+    git(outer, "commit", "--allow-empty", "-m", "theirs")
+    assert found() == "none"
+    git(project, "init")
+    assert found() == "none"
+    git(project, "add", ".")
+    git(project, "commit", "-m", "ours")
+    git(project, "tag", "-a", "v1", "-m", "a tag")
+    ours = git(project, "rev-parse", "--short=10", "HEAD")
+    assert found() == ours
+    # What benchmarks write is no change.
+    results.write_text("2")
+    (results.parent / "new.jsonl").write_text("2")
+    (project / "README.md").write_text("2")
+    assert found() == ours
+    (project / "new.py").write_text("2")
+    assert found() == f"{ours}+"
+    (project / "new.py").unlink()
+    (project / "code.py").write_text("2")
+    assert found() == f"{ours}+"

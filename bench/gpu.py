@@ -187,7 +187,8 @@ def table(records: list[dict[str, Any]]) -> None:
             problem = record.get("missing") or record.get("error")
             script, function = SAY[bench]
             say = getattr(importlib.import_module(f".{script}", __package__), function)
-            print(f"{bench:9} {row:44} {problem[:100] if problem else say(record)}")
+            figures = {key: value for key, value in record.items() if key != "options"}
+            print(f"{bench:9} {row:44} {problem[:100] if problem else say(figures)}")
     if last.get(("gpu", "tests"), {}).get("status") != "passed":
         print("\nThe tests have not passed: the figures above are not to be reported.")
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -121,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     songs = [torch.from_numpy(render(compose(FIRST_SEED + song), 24.0, rate))[None] for song in range(options.songs)]
     for level in reversed(range(jukebox.config.vqvae.levels)):
         rows.add(
-            f"{options.model} level {level}",
+            f"{Path(options.model).name} level {level}",
             lambda level=level: measure(jukebox, songs, level, options.windows),
             say,
         )

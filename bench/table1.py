@@ -39,7 +39,7 @@ import torch
 from ..distill.presets import PRESETS
 from ..engine.config import JukeboxConfig
 from ..engine.decoder import choose_backend
-from .harness import CUT, Rows, add_options, append, circumstances, quantiles, rounds_of
+from .harness import CUT, Rows, add_options, quantiles, rounds_of
 from .memory import alone, forget_peak, peak
 from .request_parts import PARTS, Stack
 
@@ -161,14 +161,13 @@ def main(arguments: list[str] | None = None) -> int:
     totals = {name: [spent.total for spent in stack.requests[-rounds:]] for name, stack in stacks.items()}
     for (depth, backend), name in names.items():
         slowest = totals[names[72, backend]]
-        record = {"bench": "table1", "row": name, "depth": depth, "sizes": options.sizes}
+        record: dict[str, Any] = {"depth": depth, "sizes": options.sizes}
         record |= {"audio_seconds": options.audio_seconds, "rounds": rounds}
         record |= {} if memory[name] is None else {"system_peak_bytes": memory[name]}
         record |= {"speed_up": quantiles([slow / fast for slow, fast in zip(slowest, totals[name], strict=True)])}
-        record |= {"paper_speed_up": PAPER[depth], **figures(stacks[name], rounds), **rows.made}
+        record |= {"paper_speed_up": PAPER[depth], **figures(stacks[name], rounds)}
         print(f"{name:32} {say(record)}")
-        if options.json:
-            append(options.json, record | circumstances(device))
+        rows.write(name, record)
     return 0
 
 

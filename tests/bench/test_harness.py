@@ -2,10 +2,12 @@
 
 import argparse
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from fastjukebox.bench import harness
+from fastjukebox.bench import harness, machine
 
 CPU = torch.device("cpu")
 
@@ -94,3 +96,35 @@ def test_the_commit_is_the_projects_own(tmp_path, monkeypatch):
     (project / "new.py").unlink()
     (project / "code.py").write_text("2")
     assert found() == f"{ours}+"
+
+
+def test_a_record_says_with_what_it_was_made_and_no_path_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("LD_PRELOAD", f"{tmp_path}/libone.so:{tmp_path}/libtwo.so")
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(
+        "".join(f"processor\t: {n}\nmodel name\t: A CPU\ncpu MHz\t\t: {2000 + n}.000\n\n" for n in (0, 2))
+    )
+    monkeypatch.setitem(sys.modules, "transformers", torch)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--model")
+    parser.add_argument("--sizes", nargs="+")
+    parser.add_argument("--missing")
+    harness.add_options(parser)
+    words = ["--work", f"{tmp_path}/w", "--model", f"{tmp_path}/m", "--sizes", "1x32", f"{tmp_path}/s", "--quick"]
+    words += ["--device", "cpu", "--threads", "1", "--json", f"{tmp_path}/r.jsonl", "--rounds", "5", "--resume"]
+    harness.Rows("decode", parser.parse_args(words)).add("row", lambda: {"us": 1}, str)
+    (found,) = harness.read(tmp_path / "r.jsonl")
+    assert (found["device"], found["cpu_mhz"], found["LD_PRELOAD"]) == ("A CPU", 2001, "libone.so libtwo.so")
+    assert found["transformers"].startswith("4.")
+    assert found["options"] == {
+        **{"work": "w", "model": "m", "sizes": ["1x32", "s"], "device": "cpu", "threads": 1, "quick": True, "rounds": 5}
+    }
+    assert str(tmp_path) not in (tmp_path / "r.jsonl").read_text()
+
+
+def test_what_is_not_there_is_not_recorded(tmp_path, monkeypatch):
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "none")
+    monkeypatch.delitem(sys.modules, "transformers", raising=False)
+    assert not {"LD_PRELOAD", "cpu_mhz", "transformers"} & set(harness.circumstances(CPU))

@@ -2,8 +2,8 @@
 
 A result file holds one JSON record per line and is only ever appended to. A record names its bench and row, the device
 with its clocks as read when it was written, versions, commit, a hash of the sources, and the options; `quick` if it was
-made with `--quick`. With `--resume`, rows that the file already holds for the same sources and device are not measured
-again unless they failed; with `--no-retry`, not even then.
+made with `--quick`. With `--resume`, rows that the file already holds for the same sources, device, threads and rounds
+are not measured again unless they failed or could not be measured; with `--no-retry`, not even then.
 """
 
 from __future__ import annotations
@@ -171,6 +171,11 @@ def said(options: argparse.Namespace) -> dict[str, Any]:
     return {key: word(value) for key, value in vars(options).items() if key not in _UNSAID and value is not None}
 
 
+def _way(options: dict[str, Any]) -> tuple[Any, ...]:
+    """The options that make other figures of the same row."""
+    return options.get("threads"), options.get("rounds"), bool(options.get("quick"))
+
+
 def append(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # A writer that was killed may have left half a line.
@@ -200,10 +205,15 @@ class Rows:
         self.options = said(options)
         torch.set_num_threads(options.threads)
         found = read(self.path) if self.path and options.resume else []
-        here = (bench, sources(), device_name(self.device))
+        here = (bench, sources(), device_name(self.device), *_way(self.options))
         # The last record of a row says whether it failed.
-        last = {r["row"]: r for r in found if (r.get("bench"), r.get("sources"), r.get("device")) == here}
-        self.known = {row for row, record in last.items() if options.no_retry or "error" not in record}
+        last = {
+            r["row"]: r
+            for r in found
+            if (r.get("bench"), r.get("sources"), r.get("device"), *_way(r.get("options", {}))) == here
+        }
+        again = () if options.no_retry else ("error", "missing")
+        self.known = {row for row, record in last.items() if not any(key in record for key in (*again, "unfinished"))}
 
     def add(
         self,

@@ -37,6 +37,25 @@ def test_a_row_that_failed_is_measured_again_unless_told_otherwise(tmp_path, wor
     ]
 
 
+@pytest.mark.parametrize("words", [["--threads", "2"], ["--rounds", "7"], ["--quick"]])
+def test_a_row_that_was_measured_in_another_way_is_measured_again(tmp_path, words):
+    path = tmp_path / "r.jsonl"
+    for us, way in enumerate(([], words, words)):
+        rows_of(path, "--resume", *way).add("row", lambda us=us: {"us": us}, str)
+    assert [r["us"] for r in harness.read(path)] == [0, 1]
+
+
+@pytest.mark.parametrize(("words", "times"), [([], 2), (["--no-retry"], 1)])
+def test_a_row_that_could_not_be_measured_is_tried_again(tmp_path, words, times):
+    def missing():
+        raise harness.Unavailable("no such decoder")
+
+    path = tmp_path / "r.jsonl"
+    for _ in range(2):
+        rows_of(path, "--resume", *words).add("row", missing, str)
+    assert len(harness.read(path)) == times
+
+
 def test_a_failure_is_recorded_beside_its_settings(tmp_path):
     path = tmp_path / "r.jsonl"
     rows = rows_of(path)

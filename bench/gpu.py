@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import harness
+from .options import amount, appendable
 
 # The script and the function that has a record's line. Imported when there is one: `make gpu` uses what packages the
 # machine has, and not every script needs all.
@@ -195,8 +196,8 @@ def table(records: list[dict[str, Any]]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=9.0, help="for everything")
-    parser.add_argument("--results", type=Path, help="default: bench/results/<GPU's name>.json")
+    parser.add_argument("--minutes", type=amount, default=9.0, help="for everything")
+    parser.add_argument("--results", type=appendable, help="default: bench/results/<GPU's name>.json")
     parser.add_argument("--logs", type=Path, default=harness.ROOT / "build" / "gpu")
     parser.add_argument("--only", nargs="+", metavar="STAGE", help="some stages")
     parser.add_argument("--again", nargs="*", metavar="STAGE", help="these stages (all) though they are recorded")

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from .machine import device_name, device_state, preload, versions
+from .options import appendable, device, positive
 
 ROOT = Path(__file__).resolve().parent.parent
 # Exit status when time ran out.
@@ -138,19 +139,19 @@ def recorded(run: Callable[[], object], calls: int, device: torch.device) -> Cal
 
 def add_options(parser: argparse.ArgumentParser, rounds: int | None = 11) -> None:
     """The options that every script has. rounds: how many by default; None where nothing is timed."""
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="of the CPU")
     parser.add_argument("--quick", action="store_true", help="few rows and rounds, for orientation")
     if rounds is None:
         parser.set_defaults(rounds=0)
     else:
-        parser.add_argument("--rounds", type=int, default=rounds, help=f"[default: {rounds}]")
+        parser.add_argument("--rounds", type=positive, default=rounds, help=f"[default: {rounds}]")
     add_record_options(parser)
 
 
 def add_record_options(parser: argparse.ArgumentParser) -> None:
     """Where records go, and which are not made."""
-    parser.add_argument("--json", type=Path, help="append the records to this file, a line each")
+    parser.add_argument("--json", type=appendable, help="append the records to this file, a line each")
     parser.add_argument("--resume", action="store_true", help="skip rows that the file holds for the same sources")
     parser.add_argument("--no-retry", action="store_true", help="with --resume, skip rows that failed too")
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no row after this long")

@@ -58,6 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
     options = parser.parse_args(arguments)
+    if not options.readme.is_file():
+        parser.error(f"no file {options.readme}")
+    if not options.results.is_dir():
+        parser.error(f"{options.results} is not a folder")
     old = options.readme.read_text()
     try:
         new = render(old, options.results)

@@ -211,6 +211,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.results.is_dir():
         parser.error(f"{options.results} is not a folder")
+    # The page takes a while.
+    if not options.out.parent.is_dir() or options.out.is_dir():
+        parser.error(f"{options.out} cannot be written")
     page = render(all_tables(options.results), options.results)
     options.out.write_text(page, encoding="utf-8")
     print(f"{options.out}: {len(page.encode()) / 1e6:.1f} MB")

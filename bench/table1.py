@@ -41,6 +41,7 @@ from ..engine.config import JukeboxConfig
 from ..engine.decoder import choose_backend
 from .harness import CUT, Rows, add_options, quantiles, rounds_of
 from .memory import alone, forget_peak, peak
+from .options import amount, decoder, refuse
 from .request_parts import PARTS, Stack
 
 # Speed-up over 72 layers on a Tesla P100 (Table 1), and the seconds of audio that were sampled there.
@@ -121,9 +122,11 @@ def say(f: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", choices=["tiny", "demo", "paper"], help="[default: paper on a GPU, else demo]")
-    parser.add_argument("--audio-seconds", type=float, default=4.0, help="length of the request")
+    parser.add_argument("--audio-seconds", type=amount, default=4.0, help="length of the request")
     parser.add_argument("--full", action="store_true", help="the paper's 60 s")
-    parser.add_argument("--backends", nargs="+", metavar="NAME", help="[default: auto, on a CPU auto-int8 too]")
+    parser.add_argument(
+        "--backends", nargs="+", type=decoder, metavar="NAME", help="[default: auto, on a CPU auto-int8 too]"
+    )
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
     add_options(parser, rounds=3)
     options = parser.parse_args(arguments)
@@ -134,10 +137,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.alone:
         print(json.dumps(request_alone(options, int(options.alone[0]), options.alone[1])))
         return 0
-    rows = Rows("table1", options)
     # Several names may mean one decoder.
     asked = options.backends or (["auto"] if gpu else ["auto", "auto-int8"])
     dtype = torch.float16 if gpu else torch.float32
+    refuse(parser, asked, lambda name: choose_backend(name, device, dtype))
+    rows = Rows("table1", options)
     backends = list(dict.fromkeys(choose_backend(name, device, dtype).name for name in asked))
     names = {
         (depth, backend): f"{options.sizes} {depth} layers, {backend}, {options.audio_seconds:g} s"

@@ -11,6 +11,7 @@ interruption it goes on where it was cut; what is recorded for the same sources,
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import re
@@ -36,6 +37,8 @@ SAY = {
 SAY["exchanges"] = "roofline", "say_exchange"
 # What a stage may take beyond its share, to finish the row it is in.
 GRACE = 15.0
+# What one that is ended may take to leave nothing behind.
+TIDY = 5.0
 
 
 class Stage(NamedTuple):
@@ -112,7 +115,12 @@ def run(command: Sequence[str], log: Path, limit: float, environment: dict[str, 
             status = None
         finally:
             if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
+                # First so that it can remove its temporary folders.
+                os.killpg(child.pid, signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(TIDY)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
     return status
 

@@ -104,10 +104,11 @@ def rounds_of(
     rounds: int,
     warm: bool = False,
     deadline: float = math.inf,
+    after: Callable[[int], object] = int,
 ) -> dict[str, list[float]]:
     """Seconds of each run in each round. Within a round all run once, one after the other, in the opposite order of the
     round before: compared runs see the same machine. A first round warms up, unless they are `warm`. After `deadline`
-    on the monotonic clock no round but the first starts."""
+    on the monotonic clock no round but the first starts. `after` is called with the number of rounds so far."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(0 if warm else -1, rounds):
         if turn > 0 and time.monotonic() > deadline:
@@ -116,6 +117,8 @@ def rounds_of(
             taken = seconds(runs[name], device)
             if turn >= 0:
                 times[name].append(taken)
+        if turn >= 0:
+            after(turn + 1)
     return times
 
 

@@ -26,9 +26,10 @@ from ..distill.systems import SYSTEMS
 from . import figures
 from .cells import Table
 from .harness import ROOT, read
-from .tables import BUILD, NOT_YET, newest, tables, untested
+from .tables import BUILD, NOT_YET, newest, tables, withheld
 
 RESULTS = ROOT / "bench" / "results"
+CPU_FILES = {file for file, _ in BUILD.values()}
 # Name, title and tables of each section, in the order of the page; what tables() has besides comes last.
 SECTIONS = (
     ("speed", "Speed of the students", ("table1",)),
@@ -84,13 +85,15 @@ def _picture(svg: bytes, words: str, caption: str = "") -> Picture:
 
 
 def _by_device(results: Path, bench: str, *fields: str) -> dict[str, list[dict[str, Any]]]:
-    """The newest records of a bench that have these fields, from all files, but for a GPU's whose tests have failed."""
+    """The newest records of a bench that have these fields, from all files, but for a GPU's without passed tests."""
     found: dict[str, list[dict[str, Any]]] = {}
-    records = [record for path in sorted(results.glob("*.json*")) for record in read(path)]
-    of_bench = (record for record in records if record.get("bench") == bench)
-    failing = untested(records)
-    for record in newest(of_bench, lambda record: (record.get("device"), record.get("row"))):
-        if all(field in record for field in fields) and record.get("sources") not in failing:
+    records, untested = [], []
+    for path in sorted(results.glob("*.json*")):
+        of_file = read(path)
+        records += [record for record in of_file if record.get("bench") == bench]
+        untested += withheld(of_file, path.stem not in CPU_FILES)
+    for record in newest(records, lambda record: (record.get("device"), record.get("row"))):
+        if all(field in record for field in fields) and record not in untested:
             found.setdefault(record["device"], []).append(record)
     return found
 
@@ -166,8 +169,7 @@ def devices(results: Path) -> list[str]:
 def all_tables(results: Path) -> dict[str, Table]:
     """The tables of the CPU, also those without rows, and those of every GPU for which its file has records."""
     found = tables(results)
-    cpu = {file for file, _ in BUILD.values()}
-    for device in sorted({path.stem for path in results.glob("*.json*")} - cpu):
+    for device in sorted({path.stem for path in results.glob("*.json*")} - CPU_FILES):
         for name, table in tables(results, device).items():
             if table.note != NOT_YET:
                 name = f"{name}-{re.sub(r'[^A-Za-z0-9]+', '-', device)}"

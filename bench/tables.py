@@ -49,10 +49,16 @@ def newest(records: Iterable[Record], key: Callable[[Record], Any] = identity) -
     return list({key(record): record for record in sorted(records, key=_weight)}.values())
 
 
-def untested(records: Iterable[Record]) -> set[str]:
-    """The sources with which the tests on a GPU were run last and did not pass."""
+def withheld(records: Iterable[Record], of_a_gpu: bool) -> list[Record]:
+    """The records of one file that have figures of a GPU, and no tests that passed last with the same sources.
+
+    of_a_gpu: whether the file is a GPU's; records of one in another file are found too.
+    """
+    records = list(records)
     tests = (r for r in records if (r.get("bench"), r.get("row")) == ("gpu", "tests"))
-    return {r["sources"] for r in newest(tests, lambda r: r.get("sources")) if r.get("status") != "passed"}
+    passed = {r.get("sources") for r in newest(tests, lambda r: r.get("sources")) if r.get("status") == "passed"}
+    timed = (r for r in records if (of_a_gpu or "capability" in r) and not r.get("estimated"))
+    return [r for r in timed if r.get("sources") not in passed]
 
 
 def is_quick(record: Record) -> bool:
@@ -114,16 +120,16 @@ def tables(results: Path, device: str = "cpu") -> dict[str, Table]:
         here = _place(max(known, key=_weight)) if known else ()
         rows = newest(r for r in known if _place(r) == here)
         measured = [r for r in rows if "error" not in r and "missing" not in r]
-        failing = untested(records)
-        withheld = [r for r in measured if r.get("sources") in failing]
-        shown = [r for r in measured if r not in withheld]
+        untested = withheld(records, device != "cpu")
+        hidden = [r for r in measured if r in untested]
+        shown = [r for r in measured if r not in untested]
         table = build(shown)
         said = [table.note, _made(shown)] if table.rows else [NOT_YET]
         if failed := sorted(r["row"] for r in rows if "error" in r):
             said.append(f"Failed: {', '.join(failed)}")
-        if withheld:
-            sources = ", ".join(sorted({r["sources"] for r in withheld}))
-            said.append(f"Not shown: {len(withheld)} rows of sources {sources}, whose tests have not passed")
+        if hidden:
+            sources = ", ".join(sorted({str(r.get("sources")) for r in hidden}))
+            said.append(f"Not shown: {len(hidden)} rows of sources {sources}, whose tests have not passed")
         if others := sorted({_elsewhere(r, here) for r in known if _place(r) != here}):
             said.append(f"The file also has rows of {', '.join(others)}")
         found[name] = dataclasses.replace(table, note=NOT_YET if said == [NOT_YET] else ". ".join(said) + ".")

@@ -49,7 +49,8 @@ def results(tmp_path_factory):
         for n, rate in ((1, 100.0), (2, 150.0), (1, 120.0))
     ]
     write(folder / "scaling-cpu.jsonl", *scaled)
-    write(folder / "Some-GPU.json", lost | {"row": "demo level 2", "level": 2, "device": "Some GPU"})
+    tests = {"bench": "gpu", "row": "tests", "status": "passed", "device": "Some GPU"}
+    write(folder / "Some-GPU.json", tests, lost | {"row": "demo level 2", "level": 2, "device": "Some GPU"})
     return folder
 
 
@@ -129,6 +130,9 @@ def test_a_gpu_whose_tests_have_failed_has_no_figures(results, tmp_path):
     assert found["exchanges-Some-GPU"].rows == () and "Not shown" in found["exchanges-Some-GPU"].note
     words = " ".join("".join(Page(report.render(found, tmp_path / "results")).words).split())
     assert "not yet measured. Not shown: 1 rows of sources abc, whose tests have not passed." in words
+    assert len(report.roofline_pictures(tmp_path / "results")) == 1
+    write(tmp_path / "results" / "Some-GPU.json", step | made, barrier | made)
+    assert report.all_tables(tmp_path / "results")["exchanges-Some-GPU"].rows == ()
     assert len(report.roofline_pictures(tmp_path / "results")) == 1
     write(tmp_path / "results" / "Some-GPU.json", tests | {"status": "passed"}, step | made, barrier | made)
     assert report.all_tables(tmp_path / "results")["exchanges-Some-GPU"].rows[0][0] == "grid barrier"

@@ -53,6 +53,7 @@ class Stage(NamedTuple):
 def stages() -> list[Stage]:
     upsampler, triton = ("--sizes", "upsampler-0-18"), ("--decoders", "triton", "triton-int8")
     parts = ("exchanges", "steps")
+    peers = ("peers", "--depth", "18", "--width", "1920", "--rounds", "5")
     files = sorted(p for p in (harness.ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text())
     tests = tuple(str(path.relative_to(harness.ROOT)) for path in files)
     return [
@@ -71,8 +72,10 @@ def stages() -> list[Stage]:
         Stage("operations", 3, ("ops", "--stored", "fp16", "--implementations", "triton", "reference")),
         Stage("attention fp16", 4, ("attention", "--dtype", "fp16")),
         Stage("operations, int8", 2, ("ops", "--stored", "int8", "--implementations", "triton", "reference")),
-        Stage("peers", 3, ("peers", "--depth", "18", "--width", "1920", "--rounds", "5", "--window")),
+        Stage("peers", 3, (*peers, "--batch", "1", "--window")),
         Stage("table 1", 12, ("table1", "--sizes", "paper", "--backends", "triton", "--quick")),
+        # Without whole windows, whose prompts would take most of the time.
+        Stage("peers, batch", 4, (*peers, "--batch", "4", "16")),
         Stage(
             "torch.compile", 4, ("ops", "--stored", "fp16", "--implementations", "compile", "--sizes", "upsampler-0-72")
         ),

@@ -8,6 +8,11 @@ CUDA graph, so that none pays for Python. Before a time is taken, outputs and gr
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import itertools
 from collections.abc import Callable, Sequence

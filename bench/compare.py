@@ -11,6 +11,11 @@ machine or to other software, which come marked and never fail.
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import math
 from collections.abc import Iterable, Iterator

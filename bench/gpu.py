@@ -10,6 +10,11 @@ interruption it goes on where it was cut; what is recorded for the same sources,
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import contextlib
 import importlib

@@ -9,6 +9,11 @@ the int8 decoders store them, and the inputs of their products as the native one
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import copy
 import math

@@ -10,6 +10,11 @@ norm_qkv, cache_attention and sample_step do). What else they read is small and 
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import itertools
 from collections.abc import Callable

@@ -8,6 +8,11 @@ two are timed with Triton's attention in place of what the layers call. Only the
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import itertools
 from collections.abc import Callable

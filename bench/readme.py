@@ -9,6 +9,11 @@ status is 1 if the README does not say what the results do.
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import re
 from pathlib import Path

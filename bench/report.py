@@ -8,6 +8,11 @@ The same results give the same bytes. Needs the `plot` extra.
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import base64
 import dataclasses

@@ -14,6 +14,11 @@ estimated, not measured.
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import dataclasses
 from typing import Any

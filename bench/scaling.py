@@ -15,6 +15,11 @@ should not grow.
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import dataclasses
 import json

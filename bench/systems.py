@@ -13,6 +13,11 @@ one seed and one window of each held-out song.
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import json
 from collections.abc import Callable, Sequence

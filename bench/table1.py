@@ -23,6 +23,11 @@ enough to load all models.
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import dataclasses
 import gc

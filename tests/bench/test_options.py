@@ -90,3 +90,25 @@ def test_an_unknown_script_is_told_which_there_are(words):
     assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1
     assert "scripts: attention, compare, decode, gpu, int8, ops, peers, " in done.stderr
     assert "harness" not in done.stderr
+
+
+# What is run by its path is run as `python bench SCRIPT`.
+BY_PATH = sorted(
+    path.name
+    for path in (harness.ROOT / "bench").glob("*.py")
+    if "if not __package__:\n" in path.read_text() and path.stem != "by_path"
+)
+
+
+def test_most_scripts_can_be_run_by_their_path():
+    missing = {path.name for path in (harness.ROOT / "bench").glob("*.py") if "\ndef main(" in path.read_text()}
+    assert missing - {*BY_PATH} <= {"peers.py", "decode.py"}
+
+
+@pytest.mark.parametrize("name", ["table1.py", "readme.py"])
+def test_a_script_that_is_run_by_its_path_is_the_same(name, tmp_path):
+    script = harness.ROOT / "bench" / name
+    done = subprocess.run([sys.executable, script, "--no-such"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.endswith("error: unrecognized arguments: --no-such\n")
+    asked = subprocess.run([sys.executable, script, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert asked.returncode == 0 and f"python bench {script.stem}" in asked.stdout

@@ -31,7 +31,7 @@ from ..distill.systems import SYSTEMS
 from . import figures
 from .cells import Table
 from .harness import ROOT, read
-from .tables import BUILD, NOT_YET, newest, tables, withheld
+from .tables import BUILD, NOT_YET, is_quick, newest, tables, withheld
 
 RESULTS = ROOT / "bench" / "results"
 CPU_FILES = {file for file, _ in BUILD.values()}
@@ -103,6 +103,13 @@ def _by_device(results: Path, bench: str, *fields: str) -> dict[str, list[dict[s
     return found
 
 
+def _quick(records: list[dict[str, Any]]) -> str:
+    """What a caption says of records with `--quick`."""
+    count = sum(map(is_quick, records))
+    of = "Measured" if count == len(records) else f"{count} of {len(records)} points measured"
+    return f" {of} with --quick, for orientation." if count else ""
+
+
 def scaling_pictures(results: Path) -> list[Picture]:
     """A figure per device and axis."""
     pictures = []
@@ -111,7 +118,8 @@ def scaling_pictures(results: Path) -> list[Picture]:
         for axis in (axis for axis in figures.AXES if axis in measured):
             quantity, bars = ("Memory", "") if axis == "audio" else ("Codes per second", "; bars are p20 to p80")
             words = f"{quantity} against {figures.AXES[axis].partition(',')[0]}"
-            pictures.append(_picture(figures.scaling(records, axis), words, f"{words}. {device}{bars}."))
+            caption = f"{words}. {device}{bars}.{_quick([r for r in records if r['axis'] == axis])}"
+            pictures.append(_picture(figures.scaling(records, axis), words, caption))
     return pictures
 
 
@@ -120,7 +128,7 @@ def roofline_pictures(results: Path) -> list[Picture]:
     words = "Microseconds per decoding step and their floor"
     bars = "bars are p20 to p80, the share is floor / measured"
     return [
-        _picture(figures.roofline(records), words, f"{words}. {device}; {bars}.")
+        _picture(figures.roofline(records), words, f"{words}. {device}; {bars}.{_quick(records)}")
         for device, records in _by_device(results, "roofline", "us_per_step", "floor_us").items()
     ]
 
@@ -151,6 +159,19 @@ def pieces(results: Path) -> list[Piece]:
     return found
 
 
+def of_the_top_only(results: Path) -> str:
+    """Which systems were trained at the top level only, as their newest samples say it, and what they take below."""
+    samples = (r for r in read(results / "systems.jsonl") if r.get("levels"))
+    levels = {record["system"]: record["levels"] for record in newest(samples, lambda record: record["system"])}
+    names = [system for system in SYSTEMS if len(levels.get(system, ())) == 1]
+    words = (
+        "was trained at the top level only and has"
+        if len(names) == 1
+        else "were trained at the top level only and have"
+    )
+    return f"{' and '.join(names)} {words} student-18's upsamplers." if names else ""
+
+
 def sections(found: Mapping[str, Table], results: Path) -> list[Section]:
     drawn = {"scaling": scaling_pictures, "roofline": roofline_pictures}
     known = {name for _, _, names in SECTIONS for name in names}
@@ -174,6 +195,8 @@ def devices(results: Path) -> list[str]:
 def all_tables(results: Path) -> dict[str, Table]:
     """The tables of the CPU, also those without rows, and those of every GPU for which its file has records."""
     found = tables(results)
+    if found["table2"].rows and (said := of_the_top_only(results)):
+        found["table2"] = dataclasses.replace(found["table2"], note=f"{found['table2'].note} {said}")
     for device in sorted({path.stem for path in results.glob("*.json*")} - CPU_FILES):
         for name, table in tables(results, device).items():
             if table.note != NOT_YET:
@@ -208,7 +231,12 @@ def render(found: Mapping[str, Table], results: Path) -> str:
     )
     environment.filters |= {"code": _code, "kinds": _kinds}
     template = environment.get_template("report.html.jinja")
-    return template.render(sections=sections(found, results), devices=devices(results), missing=NOT_YET)
+    return template.render(
+        sections=sections(found, results),
+        devices=devices(results),
+        top_only=of_the_top_only(results),
+        missing=NOT_YET,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

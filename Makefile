@@ -30,11 +30,11 @@ RESULTS := build/results
 bench: .venv/dev
 	$(BIN)/python -m pytest $(wildcard tests/engine/test_native_*.py)
 	@mkdir -p $(RESULTS)
-	$(BIN)/python bench peers --rounds 7 --threads $$(nproc) --backends eager native native-int8 --json $(RESULTS)/peers.jsonl
-	$(BIN)/python bench roofline --quick --json $(RESULTS)/roofline-cpu.jsonl
-	$(BIN)/python bench scaling --quick --json $(RESULTS)/scaling-cpu.jsonl
+	$(BIN)/python bench peers --device cpu --rounds 7 --threads $$(nproc) --backends eager native native-int8 --json $(RESULTS)/peers.jsonl
+	$(BIN)/python bench roofline --device cpu --quick --json $(RESULTS)/roofline-cpu.jsonl
+	$(BIN)/python bench scaling --device cpu --quick --json $(RESULTS)/scaling-cpu.jsonl
 	$(BIN)/python bench int8 --json $(RESULTS)/int8.jsonl
-	$(BIN)/python bench table1 --rounds 2 --json $(RESULTS)/table1-cpu.jsonl
+	$(BIN)/python bench table1 --device cpu --rounds 2 --json $(RESULTS)/table1-cpu.jsonl
 	$(BIN)/python bench report --results $(RESULTS) --out build/report.html
 
 # The page of the committed results, with players.

@@ -8,6 +8,11 @@ CUDA graph, so that none pays for Python. Before a time is taken, outputs and gr
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import itertools
 from collections.abc import Callable, Sequence
@@ -22,6 +27,7 @@ from ..kernels import reference
 from .bandwidth import Mover, plain
 from .decode import DTYPES
 from .harness import Rows, add_options, quantiles, recorded, rounds_of
+from .options import positive, refuse
 from .stand_in import size
 
 SHAPES = {"upsampler": "upsampler-0-72", "top": "top-72"}
@@ -173,10 +179,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shapes", nargs="+", default=tuple(SHAPES), choices=SHAPES)
     parser.add_argument("--patterns", nargs="+", default=PATTERNS, choices=PATTERNS)
     parser.add_argument("--dtype", nargs="+", choices=DTYPES)
-    parser.add_argument("--codes", type=int, nargs=2, metavar=("ROWS", "ROW_LEN"), help="another window")
-    parser.add_argument("--head-dim", type=int, help="another head dim")
+    parser.add_argument("--codes", type=positive, nargs=2, metavar=("ROWS", "ROW_LEN"), help="another window")
+    parser.add_argument("--head-dim", type=positive, help="another head dim")
     add_options(parser)
     options = parser.parse_args(arguments)
+    refuse(parser, options.shapes, lambda shape: window(shape, options.codes, options.head_dim))
     rows = Rows("attention", options)
     bandwidth = plain(rows.device, 1 << (26 if options.quick else 30))
     dtypes = options.dtype or (("bf16", "fp16") if rows.device.type == "cuda" else ("fp32",))

@@ -4,25 +4,33 @@
     python bench compare FILE --commits OLD NEW [--fail]
 
 For each timed figure of each row that both have (the newest record counts): the ratio of medians, new to old, and the
-noise of that ratio, from p20 to p80 of both. "faster" and "slower" are said of what exceeds the noise. Figures of
-rounds within one run know nothing of a machine that was slower on another day: look at the figures that belong to the
-machine or to other software, which come marked and never fail.
+noise of that ratio, from p20 to p80 of both. "faster" and "slower" are said of what exceeds the noise; what does not is
+"noisy" where the noise is above 25 %, else "same". Bytes and bits, which are measured once, are "better" or "worse" by
+more than 1 %. Figures of rounds within one run know nothing of a machine that was slower on another day: look at the
+figures that belong to the machine or to other software, which come marked and never fail. A speed-up over other
+software is ours as far as our own time changed with it.
 """
 
 from __future__ import annotations
+
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
 
 import argparse
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from .cells import Record
 from .harness import read
 from .identity import identity
 from .tables import newest
 
-Verdict = Literal["faster", "slower", "same", "changed"]
+Verdict = Literal["faster", "slower", "same", "noisy", "changed", "better", "worse"]
+ALWAYS_TOLD = ("faster", "slower", "same")
 # Endings of fields. Higher first: "steps_per_s" ends like seconds.
 HIGHER = ("_per_s", "percent", "speed_up", "speedup", "real_time", "tflops", "ratio")
 LOWER = ("us_per_step", "_us", "_ms", "_s", "seconds")
@@ -30,6 +38,9 @@ LOWER = ("us_per_step", "_us", "_ms", "_s", "seconds")
 NOT_OURS = ("bandwidth_", "read_", "copy_", "floor_", "matrix_", "transformers_", "growing-cache_")
 # Where a figure was taken; `threads` may be None on a GPU.
 PLACE = ("device", "cores", "threads", "python", "torch", "triton", "cuda", "driver_version")
+PLACE += ("transformers", "LD_PRELOAD", "quick", "rounds", "window_steps")
+# A noise that hides most of what one looks for, and that of figures that are measured once.
+NOISY, ONCE = 0.25, 0.01
 
 
 class Change(NamedTuple):
@@ -42,10 +53,7 @@ class Change(NamedTuple):
     ratio: float
     noise: float
     verdict: Verdict
-
-    @property
-    def ours(self) -> bool:
-        return not self.field.startswith(NOT_OURS)
+    ours: bool
 
 
 def direction(field: str) -> int:
@@ -61,22 +69,51 @@ def log_spread(figure: dict[str, float]) -> float:
     return math.log(high / low) / 2 if low > 0 and high > 0 else math.inf
 
 
+def measured_once(field: str) -> bool:
+    """Whether it is a plain number of which less is better: memory, bits per code."""
+    return field.endswith("_bytes") or field.startswith("bits_")
+
+
+def compared(field: str, before: Any, after: Any) -> tuple[float, float, float, float, Verdict] | None:
+    """Old and new value, ratio, noise and verdict of a field with positive values on both sides."""
+    if measured_once(field) and isinstance(before, (int, float)) and isinstance(after, (int, float)):
+        medians, noise = (before, after), math.log1p(ONCE)
+        words: tuple[Verdict, Verdict] = "worse", "better"
+    elif isinstance(before, dict) and isinstance(after, dict) and "p50" in before and "p50" in after:
+        medians, noise = (before["p50"], after["p50"]), math.hypot(log_spread(before), log_spread(after))
+        sign = direction(field)
+        words = ("changed", "changed") if not sign else ("faster", "slower") if sign > 0 else ("slower", "faster")
+    else:
+        return None
+    old, new = medians
+    if old <= 0 or new <= 0:
+        return None
+    ratio = new / old
+    verdict: Verdict = "noisy" if math.expm1(noise) > NOISY else "same"
+    # Of equal medians without spread, rounding may leave a rest.
+    if abs(math.log(ratio)) > noise + 1e-9:
+        verdict = words[ratio < 1]
+    return old, new, ratio, math.expm1(noise), verdict
+
+
+def is_ours(field: str, verdict: Verdict, old: Record, new: Record) -> bool:
+    """Whether a change is of our making; that of a speed-up over a peer is where our own time says the same."""
+    if field.startswith(NOT_OURS):
+        return False
+    if verdict not in ("faster", "slower") or not ("_over_" in field or field.endswith("_speedup")):
+        return True
+    name = field.partition("_over_")[0].removesuffix("_speedup")
+    # The figures of single operations are named after the peer alone.
+    own = "triton" if name == "speedup" else name
+    found = [compared(key, old.get(key), new.get(key)) for key in (f"{own}_ms", f"{own}_us")]
+    return all(times is None or times[-1] == verdict for times in found)
+
+
 def changes(old: Record, new: Record) -> Iterator[Change]:
-    """Each quantile field that both have, with positive medians, in the order of `old`."""
+    """Each figure that both have, with positive medians, in the order of `old`."""
     for field, before in old.items():
-        after = new.get(field)
-        if not (isinstance(before, dict) and isinstance(after, dict) and "p50" in before and "p50" in after):
-            continue
-        if before["p50"] <= 0 or after["p50"] <= 0:
-            continue
-        ratio = after["p50"] / before["p50"]
-        noise = math.hypot(log_spread(before), log_spread(after))
-        verdict: Verdict = "same"
-        # Of equal medians without spread, rounding may leave a rest.
-        if abs(math.log(ratio)) > noise + 1e-9:
-            gain = direction(field) * math.log(ratio)
-            verdict = "faster" if gain > 0 else "slower" if gain < 0 else "changed"
-        yield Change(identity(old), field, before["p50"], after["p50"], ratio, math.expm1(noise), verdict)
+        if found := compared(field, before, new.get(field)):
+            yield Change(identity(old), field, *found, is_ours(field, found[-1], old, new))
 
 
 def at_commit(records: Iterable[Record], commit: str) -> list[Record]:
@@ -154,9 +191,10 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     print("\n".join(lines))
-    counts = {verdict: sum(c.verdict == verdict for c in found if c.ours) for verdict in ("faster", "slower", "same")}
-    print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f", {failed} rows fail now")
-    return int(options.fail and counts["slower"] + failed > 0)
+    counts = {verdict: sum(c.verdict == verdict for c in found if c.ours) for verdict in get_args(Verdict)}
+    told = [f"{count} {verdict}" for verdict, count in counts.items() if count or verdict in ALWAYS_TOLD]
+    print(", ".join(told) + f", {failed} rows fail now")
+    return int(options.fail and counts["slower"] + counts["worse"] + failed > 0)
 
 
 if __name__ == "__main__":

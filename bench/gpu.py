@@ -10,7 +10,13 @@ interruption it goes on where it was cut; what is recorded for the same sources,
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
+import contextlib
 import importlib
 import os
 import re
@@ -26,6 +32,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import harness
+from .options import amount, appendable
 
 # The script and the function that has a record's line. Imported when there is one: `make gpu` uses what packages the
 # machine has, and not every script needs all.
@@ -35,6 +42,8 @@ SAY = {
 SAY["exchanges"] = "roofline", "say_exchange"
 # What a stage may take beyond its share, to finish the row it is in.
 GRACE = 15.0
+# What one that is ended may take to leave nothing behind.
+TIDY = 5.0
 
 
 class Stage(NamedTuple):
@@ -49,6 +58,7 @@ class Stage(NamedTuple):
 def stages() -> list[Stage]:
     upsampler, triton = ("--sizes", "upsampler-0-18"), ("--decoders", "triton", "triton-int8")
     parts = ("exchanges", "steps")
+    peers = ("peers", "--depth", "18", "--width", "1920", "--rounds", "5")
     files = sorted(p for p in (harness.ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text())
     tests = tuple(str(path.relative_to(harness.ROOT)) for path in files)
     return [
@@ -67,8 +77,10 @@ def stages() -> list[Stage]:
         Stage("operations", 3, ("ops", "--stored", "fp16", "--implementations", "triton", "reference")),
         Stage("attention fp16", 4, ("attention", "--dtype", "fp16")),
         Stage("operations, int8", 2, ("ops", "--stored", "int8", "--implementations", "triton", "reference")),
-        Stage("peers", 3, ("peers", "--depth", "18", "--width", "1920", "--rounds", "5", "--window")),
+        Stage("peers", 3, (*peers, "--batch", "1", "--window")),
         Stage("table 1", 12, ("table1", "--sizes", "paper", "--backends", "triton", "--quick")),
+        # Without whole windows, whose prompts would take most of the time.
+        Stage("peers, batch", 4, (*peers, "--batch", "4", "16")),
         Stage(
             "torch.compile", 4, ("ops", "--stored", "fp16", "--implementations", "compile", "--sizes", "upsampler-0-72")
         ),
@@ -111,7 +123,12 @@ def run(command: Sequence[str], log: Path, limit: float, environment: dict[str, 
             status = None
         finally:
             if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
+                # First so that it can remove its temporary folders.
+                os.killpg(child.pid, signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(TIDY)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
     return status
 
@@ -187,15 +204,16 @@ def table(records: list[dict[str, Any]]) -> None:
             problem = record.get("missing") or record.get("error")
             script, function = SAY[bench]
             say = getattr(importlib.import_module(f".{script}", __package__), function)
-            print(f"{bench:9} {row:44} {problem[:100] if problem else say(record)}")
+            figures = {key: value for key, value in record.items() if key != "options"}
+            print(f"{bench:9} {row:44} {problem[:100] if problem else say(figures)}")
     if last.get(("gpu", "tests"), {}).get("status") != "passed":
         print("\nThe tests have not passed: the figures above are not to be reported.")
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=9.0, help="for everything")
-    parser.add_argument("--results", type=Path, help="default: bench/results/<GPU's name>.json")
+    parser.add_argument("--minutes", type=amount, default=9.0, help="for everything")
+    parser.add_argument("--results", type=appendable, help="default: bench/results/<GPU's name>.json")
     parser.add_argument("--logs", type=Path, default=harness.ROOT / "build" / "gpu")
     parser.add_argument("--only", nargs="+", metavar="STAGE", help="some stages")
     parser.add_argument("--again", nargs="*", metavar="STAGE", help="these stages (all) though they are recorded")

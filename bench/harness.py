@@ -1,9 +1,9 @@
 """What the benchmarks share: which machine and code a figure belongs to, timing, what the machine allows, result files.
 
 A result file holds one JSON record per line and is only ever appended to. A record names its bench and row, the device
-with its clocks as read when it was written, versions, commit, and a hash of the sources; `quick` if it was made with
-`--quick`. With `--resume`, rows that the file already holds for the same sources and device are not measured again
-unless they failed; with `--no-retry`, not even then.
+with its clocks as read when it was written, versions, commit, a hash of the sources, and the options; `quick` if it was
+made with `--quick`. With `--resume`, rows that the file already holds for the same sources, device, threads and rounds
+are not measured again unless they failed or could not be measured; with `--no-retry`, not even then.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import argparse
 import contextlib
 import gc
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -27,34 +25,38 @@ from typing import Any
 
 import torch
 
+from .machine import device_name, device_state, preload, versions
+from .options import appendable, device, positive
+
 ROOT = Path(__file__).resolve().parent.parent
 # Exit status when time ran out.
 CUT = 75
 # At most, with `--quick`.
 QUICK_ROUNDS = 3
-_GPU_FIELDS = ("driver_version", "memory.total", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit")
 
 
 class Unavailable(Exception):
     """Why a row cannot be measured on this machine; not a failure."""
 
 
-def processor() -> str:
-    """The CPU's name where Linux tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
-    return names[0] if names else platform.machine()
+def _git(*words: str) -> str:
+    """What git says of the checkout; nothing where it fails."""
+    try:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=ROOT)
+    except OSError:
+        return ""
+    return "" if done.returncode else done.stdout.strip()
 
 
 @lru_cache(maxsize=1)
 def commit() -> str:
-    """The checkout's commit, with a plus sign if files differ from it; "none" outside a repository."""
-    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=10"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout.strip() or "none"
-    except OSError:
+    """The checkout's commit, with a plus sign if files differ from it, those aside that benchmarks write; "none" where
+    the project is not a repository of its own."""
+    top, found = _git("rev-parse", "--show-toplevel"), _git("rev-parse", "--short=10", "HEAD")
+    if not found or Path(top).resolve() != ROOT.resolve():
         return "none"
+    changed = _git("status", "--porcelain", "--", ".", ":(exclude)bench/results", ":(exclude)README.md")
+    return found + "+" * bool(changed)
 
 
 @lru_cache(maxsize=1)
@@ -68,38 +70,10 @@ def sources() -> str:
     return digest.hexdigest()[:12]
 
 
-def versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version(), "torch": torch.__version__, "triton": None}
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        found["triton"] = importlib.metadata.version("triton")
-    return found | {"cuda": torch.version.cuda}
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-
-
-def device_state(device: torch.device) -> dict[str, Any]:
-    """The device as it is now: clocks of a GPU, load of a CPU."""
-    if device.type != "cuda":
-        load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
-        return {"device": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load": load}
-    found = torch.cuda.get_device_properties(device)
-    state = {"device": found.name, "capability": f"{found.major}.{found.minor}", "cpu": processor()}
-    state |= {"multiprocessors": found.multi_processor_count, "memory": found.total_memory}
-    place = ["-i", f"GPU-{found.uuid}"] if hasattr(found, "uuid") else []
-    command = ["nvidia-smi", *place, f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader"]
-    try:
-        line = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()[0]
-    except (OSError, subprocess.SubprocessError, IndexError):
-        return state
-    return state | dict(zip(_GPU_FIELDS, (value.strip() for value in line.split(",")), strict=False))
-
-
 def circumstances(device: torch.device) -> dict[str, Any]:
     """What every record says besides its figures."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return {**device_state(device), **versions(), "commit": commit(), "sources": sources(), "time": now}
+    return {**device_state(device), **versions(), **preload(), "commit": commit(), "sources": sources(), "time": now}
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:
@@ -130,10 +104,11 @@ def rounds_of(
     rounds: int,
     warm: bool = False,
     deadline: float = math.inf,
+    after: Callable[[int], object] = int,
 ) -> dict[str, list[float]]:
     """Seconds of each run in each round. Within a round all run once, one after the other, in the opposite order of the
     round before: compared runs see the same machine. A first round warms up, unless they are `warm`. After `deadline`
-    on the monotonic clock no round but the first starts."""
+    on the monotonic clock no round but the first starts. `after` is called with the number of rounds so far."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(0 if warm else -1, rounds):
         if turn > 0 and time.monotonic() > deadline:
@@ -142,6 +117,8 @@ def rounds_of(
             taken = seconds(runs[name], device)
             if turn >= 0:
                 times[name].append(taken)
+        if turn >= 0:
+            after(turn + 1)
     return times
 
 
@@ -165,22 +142,42 @@ def recorded(run: Callable[[], object], calls: int, device: torch.device) -> Cal
 
 def add_options(parser: argparse.ArgumentParser, rounds: int | None = 11) -> None:
     """The options that every script has. rounds: how many by default; None where nothing is timed."""
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="of the CPU")
     parser.add_argument("--quick", action="store_true", help="few rows and rounds, for orientation")
     if rounds is None:
         parser.set_defaults(rounds=0)
     else:
-        parser.add_argument("--rounds", type=int, default=rounds, help=f"[default: {rounds}]")
+        parser.add_argument("--rounds", type=positive, default=rounds, help=f"[default: {rounds}]")
     add_record_options(parser)
 
 
 def add_record_options(parser: argparse.ArgumentParser) -> None:
     """Where records go, and which are not made."""
-    parser.add_argument("--json", type=Path, help="append the records to this file, a line each")
+    parser.add_argument("--json", type=appendable, help="append the records to this file, a line each")
     parser.add_argument("--resume", action="store_true", help="skip rows that the file holds for the same sources")
     parser.add_argument("--no-retry", action="store_true", help="with --resume, skip rows that failed too")
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no row after this long")
+
+
+# Which rows are made and where they go, not how.
+_UNSAID = ("json", "resume", "no_retry", "seconds", "alone")
+
+
+def said(options: argparse.Namespace) -> dict[str, Any]:
+    """The options as a record says them, without those that were not given; of paths the last part."""
+
+    def word(value: Any) -> Any:
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return [word(part) for part in value]
+        return Path(value).name if isinstance(value, Path) or (isinstance(value, str) and os.sep in value) else value
+
+    return {key: word(value) for key, value in vars(options).items() if key not in _UNSAID and value is not None}
+
+
+def _way(options: dict[str, Any]) -> tuple[Any, ...]:
+    """The options that make other figures of the same row."""
+    return options.get("threads"), options.get("rounds"), bool(options.get("quick"))
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
@@ -209,12 +206,18 @@ class Rows:
         self.status = 0
         self.rounds = min(options.rounds, QUICK_ROUNDS) if options.quick else options.rounds
         self.made = {"quick": True} if options.quick else {}
+        self.options = said(options)
         torch.set_num_threads(options.threads)
         found = read(self.path) if self.path and options.resume else []
-        here = (bench, sources(), device_name(self.device))
+        here = (bench, sources(), device_name(self.device), *_way(self.options))
         # The last record of a row says whether it failed.
-        last = {r["row"]: r for r in found if (r.get("bench"), r.get("sources"), r.get("device")) == here}
-        self.known = {row for row, record in last.items() if options.no_retry or "error" not in record}
+        last = {
+            r["row"]: r
+            for r in found
+            if (r.get("bench"), r.get("sources"), r.get("device"), *_way(r.get("options", {}))) == here
+        }
+        again = () if options.no_retry else ("error", "missing")
+        self.known = {row for row, record in last.items() if not any(key in record for key in (*again, "unfinished"))}
 
     def add(
         self,
@@ -244,12 +247,16 @@ class Rows:
             text = f"failed: {figures['error'][:300]}"
             self.status = self.status or 1
         print(f"{row:44} {text}", flush=True)
-        if self.path:
-            record = {"bench": self.bench, "row": row, **(settings or {}), **figures, **self.made}
-            append(self.path, record | circumstances(self.device))
+        self.write(row, (settings or {}) | figures)
         if "error" in figures and self.device.type == "cuda":
             try:
                 torch.cuda.synchronize(self.device)
             except RuntimeError as error:
                 raise SystemExit(f"the GPU does not answer any more: {error}") from None
             torch.cuda.empty_cache()
+
+    def write(self, row: str, figures: dict[str, Any]) -> None:
+        """Append a record if there is a file for it."""
+        if self.path:
+            record = {"bench": self.bench, "row": row, **figures, **self.made, "options": self.options}
+            append(self.path, record | circumstances(self.device))

@@ -9,9 +9,15 @@ the int8 decoders store them, and the inputs of their products as the native one
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +31,7 @@ from ..engine.prior import Prior
 from ..engine.transformer import TransformerLayer
 from ..kernels.packing import quantize_int8, round_inputs
 from .harness import Rows, add_options
+from .options import positive, refuse
 
 # Songs of the demo's training have seeds below 100000.
 FIRST_SEED = 5_000_000
@@ -106,8 +113,8 @@ def say(f: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo", help="a checkpoint folder, or demo")
-    parser.add_argument("--songs", type=int, default=8)
-    parser.add_argument("--windows", type=int, default=4, help="of each song")
+    parser.add_argument("--songs", type=positive, default=8)
+    parser.add_argument("--windows", type=positive, default=4, help="of each song")
     add_options(parser, rounds=None)
     parser.set_defaults(device="cpu")
     options = parser.parse_args(arguments)
@@ -115,13 +122,14 @@ def main(arguments: list[str] | None = None) -> int:
         options.songs, options.windows = min(2, options.songs), 1
     if options.device != "cpu":
         parser.error("the comparison runs on the CPU")
-    rows = Rows("int8", options)
+    refuse(parser, [options.model], Jukebox.from_pretrained)
     jukebox = Jukebox.from_pretrained(options.model)
+    rows = Rows("int8", options)
     rate = jukebox.config.vqvae.sample_rate
     songs = [torch.from_numpy(render(compose(FIRST_SEED + song), 24.0, rate))[None] for song in range(options.songs)]
     for level in reversed(range(jukebox.config.vqvae.levels)):
         rows.add(
-            f"{options.model} level {level}",
+            f"{Path(options.model).name} level {level}",
             lambda level=level: measure(jukebox, songs, level, options.windows),
             say,
         )

@@ -33,7 +33,14 @@ def forget_peak() -> None:
 
 def alone(*words: str) -> dict[str, Any]:
     """What `python bench` with these words prints last, as JSON, in a process of its own. Raises RuntimeError."""
-    done = subprocess.run([sys.executable, "bench", *words], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-1000:])
-    return json.loads(done.stdout.splitlines()[-1])
+    command, pipe = [sys.executable, "bench", *words], subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, text=True, stdout=pipe, stderr=pipe) as child:
+        try:
+            out, err = child.communicate()
+        except BaseException:
+            # Not killed: it has folders to remove.
+            child.terminate()
+            raise
+    if child.returncode:
+        raise RuntimeError(err[-1000:])
+    return json.loads(out.splitlines()[-1])

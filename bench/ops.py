@@ -10,6 +10,11 @@ norm_qkv, cache_attention and sample_step do). What else they read is small and 
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import itertools
 from collections.abc import Callable
@@ -23,6 +28,7 @@ from ..kernels import reference
 from ..kernels.packing import pack_weight
 from .bandwidth import Mover, plain
 from .harness import Rows, Unavailable, add_options, quantiles, recorded, rounds_of
+from .options import positive, refuse
 from .stand_in import size
 
 STORED = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float16}
@@ -210,10 +216,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sizes", nargs="+", default=["upsampler-0-72", "top-72"], help="presets, or LAYERSxWIDTH")
     parser.add_argument("--ops", nargs="+", default=OPS, choices=OPS)
     parser.add_argument("--stored", nargs="+", choices=STORED)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1])
+    parser.add_argument("--batch", type=positive, nargs="+", default=[1])
     parser.add_argument("--implementations", nargs="+", default=IMPLEMENTATIONS, choices=IMPLEMENTATIONS)
     add_options(parser)
     options = parser.parse_args(argv)
+    refuse(parser, options.sizes, size)
     rows = Rows("ops", options)
     stored = options.stored or (("fp16", "int8") if rows.device.type == "cuda" else ("fp32",))
     bandwidth = plain(rows.device, 1 << (26 if options.quick else 30))

@@ -8,6 +8,11 @@ two are timed with Triton's attention in place of what the layers call. Only the
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import itertools
 from collections.abc import Callable
@@ -22,6 +27,7 @@ from ..engine.transformer import PrefillAttention
 from ..kernels import reference
 from .decode import DTYPES
 from .harness import Rows, add_options, quantiles, rounds_of
+from .options import positive, refuse
 from .stand_in import build, size
 
 
@@ -79,18 +85,26 @@ def say(f: dict[str, Any]) -> str:
     return f"{', '.join(runs)} of {f['matrix_tflops']['p50']:.1f} TFLOP/s"
 
 
+def fitting(name: str, codes: int) -> None:
+    """Raises ValueError where there is no such size or its window is shorter."""
+    context = size(name)[0].context_len
+    if codes > context:
+        raise ValueError(f"{codes} codes do not fit into the {context} of {name}")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", help="presets, or LAYERSxWIDTH")
-    parser.add_argument("--codes", type=int, default=4096)
+    parser.add_argument("--codes", type=positive, default=4096)
     parser.add_argument("--dtype", nargs="+", choices=DTYPES)
     add_options(parser)
     options = parser.parse_args(arguments)
+    gpu = torch.device(options.device).type == "cuda"
+    sizes = options.sizes or (("upsampler-0-72", "top-18") if gpu else ("18x128",))
+    refuse(parser, sizes, lambda name: fitting(name, options.codes))
     rows = Rows("prefill", options)
-    gpu = rows.device.type == "cuda"
     matrix_size = 8192 if gpu and not options.quick else 1024
     dtypes = options.dtype or (("bf16", "fp16") if gpu else ("fp32",))
-    sizes = options.sizes or (("upsampler-0-72", "top-18") if gpu else ("18x128",))
     for dtype, name in itertools.product(dtypes, sizes):
         matrix = MatrixRate(rows.device, DTYPES[dtype], matrix_size)
         row = f"{name} {options.codes} codes {dtype}"

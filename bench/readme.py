@@ -9,6 +9,11 @@ status is 1 if the README does not say what the results do.
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import re
 from pathlib import Path
@@ -58,6 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
     options = parser.parse_args(arguments)
+    if not options.readme.is_file():
+        parser.error(f"no file {options.readme}")
+    if not options.results.is_dir():
+        parser.error(f"{options.results} is not a folder")
     old = options.readme.read_text()
     try:
         new = render(old, options.results)

@@ -8,6 +8,11 @@ The same results give the same bytes. Needs the `plot` extra.
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import base64
 import dataclasses
@@ -26,9 +31,10 @@ from ..distill.systems import SYSTEMS
 from . import figures
 from .cells import Table
 from .harness import ROOT, read
-from .tables import BUILD, NOT_YET, newest, tables, untested
+from .tables import BUILD, NOT_YET, is_quick, newest, tables, withheld
 
 RESULTS = ROOT / "bench" / "results"
+CPU_FILES = {file for file, _ in BUILD.values()}
 # Name, title and tables of each section, in the order of the page; what tables() has besides comes last.
 SECTIONS = (
     ("speed", "Speed of the students", ("table1",)),
@@ -84,15 +90,24 @@ def _picture(svg: bytes, words: str, caption: str = "") -> Picture:
 
 
 def _by_device(results: Path, bench: str, *fields: str) -> dict[str, list[dict[str, Any]]]:
-    """The newest records of a bench that have these fields, from all files, but for a GPU's whose tests have failed."""
+    """The newest records of a bench that have these fields, from all files, but for a GPU's without passed tests."""
     found: dict[str, list[dict[str, Any]]] = {}
-    records = [record for path in sorted(results.glob("*.json*")) for record in read(path)]
-    of_bench = (record for record in records if record.get("bench") == bench)
-    failing = untested(records)
-    for record in newest(of_bench, lambda record: (record.get("device"), record.get("row"))):
-        if all(field in record for field in fields) and record.get("sources") not in failing:
+    records, untested = [], []
+    for path in sorted(results.glob("*.json*")):
+        of_file = read(path)
+        records += [record for record in of_file if record.get("bench") == bench]
+        untested += withheld(of_file, path.stem not in CPU_FILES)
+    for record in newest(records, lambda record: (record.get("device"), record.get("row"))):
+        if all(field in record for field in fields) and record not in untested:
             found.setdefault(record["device"], []).append(record)
     return found
+
+
+def _quick(records: list[dict[str, Any]]) -> str:
+    """What a caption says of records with `--quick`."""
+    count = sum(map(is_quick, records))
+    of = "Measured" if count == len(records) else f"{count} of {len(records)} points measured"
+    return f" {of} with --quick, for orientation." if count else ""
 
 
 def scaling_pictures(results: Path) -> list[Picture]:
@@ -103,7 +118,8 @@ def scaling_pictures(results: Path) -> list[Picture]:
         for axis in (axis for axis in figures.AXES if axis in measured):
             quantity, bars = ("Memory", "") if axis == "audio" else ("Codes per second", "; bars are p20 to p80")
             words = f"{quantity} against {figures.AXES[axis].partition(',')[0]}"
-            pictures.append(_picture(figures.scaling(records, axis), words, f"{words}. {device}{bars}."))
+            caption = f"{words}. {device}{bars}.{_quick([r for r in records if r['axis'] == axis])}"
+            pictures.append(_picture(figures.scaling(records, axis), words, caption))
     return pictures
 
 
@@ -112,7 +128,7 @@ def roofline_pictures(results: Path) -> list[Picture]:
     words = "Microseconds per decoding step and their floor"
     bars = "bars are p20 to p80, the share is floor / measured"
     return [
-        _picture(figures.roofline(records), words, f"{words}. {device}; {bars}.")
+        _picture(figures.roofline(records), words, f"{words}. {device}; {bars}.{_quick(records)}")
         for device, records in _by_device(results, "roofline", "us_per_step", "floor_us").items()
     ]
 
@@ -143,6 +159,19 @@ def pieces(results: Path) -> list[Piece]:
     return found
 
 
+def of_the_top_only(results: Path) -> str:
+    """Which systems were trained at the top level only, as their newest samples say it, and what they take below."""
+    samples = (r for r in read(results / "systems.jsonl") if r.get("levels"))
+    levels = {record["system"]: record["levels"] for record in newest(samples, lambda record: record["system"])}
+    names = [system for system in SYSTEMS if len(levels.get(system, ())) == 1]
+    words = (
+        "was trained at the top level only and has"
+        if len(names) == 1
+        else "were trained at the top level only and have"
+    )
+    return f"{' and '.join(names)} {words} student-18's upsamplers." if names else ""
+
+
 def sections(found: Mapping[str, Table], results: Path) -> list[Section]:
     drawn = {"scaling": scaling_pictures, "roofline": roofline_pictures}
     known = {name for _, _, names in SECTIONS for name in names}
@@ -166,8 +195,9 @@ def devices(results: Path) -> list[str]:
 def all_tables(results: Path) -> dict[str, Table]:
     """The tables of the CPU, also those without rows, and those of every GPU for which its file has records."""
     found = tables(results)
-    cpu = {file for file, _ in BUILD.values()}
-    for device in sorted({path.stem for path in results.glob("*.json*")} - cpu):
+    if found["table2"].rows and (said := of_the_top_only(results)):
+        found["table2"] = dataclasses.replace(found["table2"], note=f"{found['table2'].note} {said}")
+    for device in sorted({path.stem for path in results.glob("*.json*")} - CPU_FILES):
         for name, table in tables(results, device).items():
             if table.note != NOT_YET:
                 name = f"{name}-{re.sub(r'[^A-Za-z0-9]+', '-', device)}"
@@ -201,7 +231,12 @@ def render(found: Mapping[str, Table], results: Path) -> str:
     )
     environment.filters |= {"code": _code, "kinds": _kinds}
     template = environment.get_template("report.html.jinja")
-    return template.render(sections=sections(found, results), devices=devices(results), missing=NOT_YET)
+    return template.render(
+        sections=sections(found, results),
+        devices=devices(results),
+        top_only=of_the_top_only(results),
+        missing=NOT_YET,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -211,6 +246,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.results.is_dir():
         parser.error(f"{options.results} is not a folder")
+    # The page takes a while.
+    if not options.out.parent.is_dir() or options.out.is_dir():
+        parser.error(f"{options.out} cannot be written")
     page = render(all_tables(options.results), options.results)
     options.out.write_text(page, encoding="utf-8")
     print(f"{options.out}: {len(page.encode()) / 1e6:.1f} MB")

@@ -14,6 +14,11 @@ estimated, not measured.
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import dataclasses
 from typing import Any
@@ -25,6 +30,7 @@ from ..engine.config import PriorConfig
 from .bandwidth import Mover, copying, reading
 from .decode import Case, Stepping, add_case_options, cases, step_parts
 from .harness import Rows, add_options, quantiles, rounds_of
+from .options import amount, decoder, positive, refuse
 from .stand_in import size
 
 PARTS = ("steps", "exchanges", "what-if")
@@ -152,15 +158,14 @@ def main(arguments: list[str] | None = None) -> int:
     add_case_options(parser)
     add_options(parser)
     options = parser.parse_args(arguments)
+    refuse(parser, [*(options.batch or ()), *(options.steps_per_graph or ())], positive)
+    refuse(parser, [options.aim], amount)
+    refuse(parser, options.decoders or (), decoder)
+    refuse(parser, options.sizes or (), sizes_of)
     rows = Rows("roofline", options)
     device, gpu = rows.device, rows.device.type == "cuda"
     options.sizes = options.sizes or (GPU_SIZES if gpu else CPU_SIZES)[: 1 if options.quick else None]
     options.batch = options.batch or ((1,) if options.quick else (1, 8))
-    try:
-        for name in options.sizes:
-            sizes_of(name)
-    except ValueError as error:
-        parser.error(str(error))
     if "exchanges" in options.parts:
         if gpu:
             # Triton is imported on a GPU only.

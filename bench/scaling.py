@@ -15,6 +15,11 @@ should not grow.
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import dataclasses
 import json
@@ -35,6 +40,7 @@ from ..engine.vqvae import VQVAE
 from .decode import Case, Stepping
 from .harness import Rows, add_options, quantiles, rounds_of
 from .memory import alone, forget_peak, peak
+from .options import amount, decoder, positive, refuse
 from .roofline import sizes_of
 
 BASES = {"cpu": "demo-18x128", "cuda": "upsampler-0-18"}
@@ -181,10 +187,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=AXES)
     parser.add_argument("--base", help="a size as `bench roofline` takes it")
-    parser.add_argument("--decoder", help="[default: native, on a GPU triton]")
-    parser.add_argument("--values", type=int, nargs="+", help="of the axis, if there is one")
-    parser.add_argument("--audio-seconds", type=float, nargs="+", default=AUDIO_SECONDS)
-    parser.add_argument("--aim", type=float, default=0.1, help="seconds of a round")
+    parser.add_argument("--decoder", type=decoder, help="[default: native, on a GPU triton]")
+    parser.add_argument("--values", type=positive, nargs="+", help="of the axis, if there is one")
+    parser.add_argument("--audio-seconds", type=amount, nargs="+", default=AUDIO_SECONDS)
+    parser.add_argument("--aim", type=amount, default=0.1, help="seconds of a round")
     parser.add_argument("--alone", type=float, help=argparse.SUPPRESS)
     add_options(parser)
     options = parser.parse_args(arguments)
@@ -193,12 +199,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.values and len(options.axes) > 1:
         parser.error("--values are of one axis: give it with --axes")
-    rows = Rows("scaling", options)
-    kind = rows.device.type
-    decoder = options.decoder or ("triton" if kind == "cuda" else "native")
+    kind = torch.device(options.device).type
+    chosen = options.decoder or ("triton" if kind == "cuda" else "native")
     name = options.base or BASES[kind]
+    refuse(parser, [name], sizes_of)
     config, conditioned = sizes_of(name)
     base = Point(config, 1, options.threads)
+    refuse(parser, options.values or (), lambda value: base.moved(options.axes[0], int(value)))
+    rows = Rows("scaling", options)
     label = name.removeprefix("demo-") + (f" {options.decoder}" if options.decoder else "")
     values = VALUES[kind] | {"threads": tuple(range(1, (os.cpu_count() or 1) + 1)) if kind == "cpu" else ()}
     for axis in options.axes:
@@ -207,7 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
                 rows.add(f"audio {length:g} s", lambda s=length: measure_audio(s, options.threads), say)
             continue
         for value in options.values or values[axis][: 2 if options.quick else None]:
-            arguments_of_row = base, axis, value, conditioned, decoder, rows.device, rows.rounds, options.aim
+            arguments_of_row = base, axis, value, conditioned, chosen, rows.device, rows.rounds, options.aim
             rows.add(f"{axis} {value} of {label}", lambda a=arguments_of_row: measure(*a), say)
     return rows.status
 

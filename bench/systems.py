@@ -13,6 +13,11 @@ one seed and one window of each held-out song.
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import json
 from collections.abc import Callable, Sequence
@@ -27,6 +32,7 @@ from ..distill.systems import SYSTEMS
 from ..distill.work import Work
 from ..engine.sampler import SamplingParams
 from .harness import Rows, add_options
+from .options import amount, decoder, positive
 from .samples import CORPUS, Pieces, Songs, codes, model, sampled, songs_of, unheard_by
 from .samples import reference as training_songs
 
@@ -39,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--suffix", default="", help="of the systems' names, to tell one work from another")
     parser.add_argument("--windows", type=int, default=4, help="of each held-out song; 0: only samples")
     parser.add_argument("--audio", type=Path, help="write MP3 files for the report there")
-    parser.add_argument("--clip-seconds", type=float, default=5.0, help="their length")
+    parser.add_argument("--clip-seconds", type=amount, default=5.0, help="their length")
     add_options(parser, rounds=None)
     options = parser.parse_args(arguments)
     if options.quick:
@@ -93,11 +99,11 @@ def add_work_options(parser: argparse.ArgumentParser) -> None:
     defaults = Pieces()
     parser.add_argument("--work", type=Path, required=True, help="of `fastjukebox-train stack`")
     parser.add_argument("--songs", type=Path, help="audio that the work was made from [default: WORK/corpus]")
-    parser.add_argument("--samples", type=int, default=defaults.samples, help="pieces for a seed")
-    parser.add_argument("--audio-seconds", type=float, default=defaults.audio_seconds)
+    parser.add_argument("--samples", type=positive, default=defaults.samples, help="pieces for a seed")
+    parser.add_argument("--audio-seconds", type=amount, default=defaults.audio_seconds)
     parser.add_argument("--top-p", type=float, nargs="+", default=defaults.top_p, help="per level, the finest first")
     parser.add_argument("--level", type=int, default=defaults.level, help="that is decoded; the top one is quick")
-    parser.add_argument("--backend", default=defaults.backend, help="the decoder of the pieces")
+    parser.add_argument("--backend", type=decoder, default=defaults.backend, help="the decoder of the pieces")
     parser.add_argument("--classifier", type=Path, help="folder that `fastjukebox-train valence-train` wrote")
 
 
@@ -106,6 +112,8 @@ def opened(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Work
     path = options.work / "preset.json"
     if not path.exists():
         parser.error(f"{options.work} is no work of `fastjukebox-train`: it has no {path.name}")
+    if options.classifier and not options.classifier.is_dir():
+        parser.error(f"{options.classifier} is no classifier of `fastjukebox-train valence-train`")
     made_with = json.loads(path.read_text())
     options.songs = options.songs or options.work / "corpus"
     return Work(options.work, made_with["preset"], made_with["seed"], torch.device(options.device))

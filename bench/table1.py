@@ -23,6 +23,11 @@ enough to load all models.
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import dataclasses
 import gc
@@ -39,14 +44,17 @@ import torch
 from ..distill.presets import PRESETS
 from ..engine.config import JukeboxConfig
 from ..engine.decoder import choose_backend
-from .harness import CUT, Rows, add_options, append, circumstances, quantiles, rounds_of
+from .harness import CUT, Rows, add_options, quantiles, rounds_of
 from .memory import alone, forget_peak, peak
-from .request_parts import PARTS, Stack
+from .options import amount, decoder, refuse
+from .request_parts import PARTS, Spent, Stack
 
 # Speed-up over 72 layers on a Tesla P100 (Table 1), and the seconds of audio that were sampled there.
 PAPER = {72: 1.0, 24: 3.0, 18: 4.0}
 PAPER_SECONDS = 60.0
 WARM_SECONDS = 1.0
+# Rounds of so many seconds are recorded without waiting for the last one.
+WORTH_KEEPING = 30.0
 
 
 def stack_of(options: argparse.Namespace, depth: int, backend: str, folder: Path) -> Stack:
@@ -89,9 +97,14 @@ def request_alone(options: argparse.Namespace, depth: int, backend: str) -> dict
     return {"peak_bytes": peak()}
 
 
+def measured(stack: Stack, rounds: int) -> list[Spent]:
+    """Its requests of the first rounds; one before them has warmed up."""
+    return stack.requests[1 : 1 + rounds]
+
+
 def figures(stack: Stack, rounds: int) -> dict[str, Any]:
     """What a depth's last requests took."""
-    found, seconds = stack.requests[-rounds:], stack.seconds
+    found, seconds = measured(stack, rounds), stack.seconds
     wanted = stack.work(PAPER_SECONDS)
     return {
         "backend": stack.backend,
@@ -104,6 +117,56 @@ def figures(stack: Stack, rounds: int) -> dict[str, Any]:
         **{f"{part}_s": quantiles([getattr(spent, part) for spent in found]) for part in PARTS},
         "extrapolated_60_s": quantiles([spent.extrapolated(wanted, PAPER_SECONDS / seconds) for spent in found]),
     }
+
+
+class Records:
+    """The rows of the rounds so far. They are written where there is something to lose and at the end, so that a run
+    that is killed keeps what it measured; the newest record of a row counts."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        options: argparse.Namespace,
+        stacks: dict[tuple[int, str], Stack],
+        memory: dict[tuple[int, str], int | None],
+        wanted: int,
+    ) -> None:
+        self.rows, self.options, self.stacks, self.memory, self.wanted = rows, options, stacks, memory, wanted
+        self.rounds, self.written, self.time = 0, 0, time.monotonic()
+
+    def after(self, rounds: int) -> None:
+        self.rounds = rounds
+        if time.monotonic() - self.time >= WORTH_KEEPING:
+            self.write()
+
+    def write(self) -> None:
+        """Those of rounds that were not written before."""
+        if self.rounds > self.written:
+            for name, record in self.made().items():
+                self.rows.write(name, record)
+        self.written, self.time = self.rounds, time.monotonic()
+
+    def made(self) -> dict[str, dict[str, Any]]:
+        """By the rows' names; nothing before the first round."""
+        totals = {key: [spent.total for spent in measured(stack, self.rounds)] for key, stack in self.stacks.items()}
+        found = {}
+        for (depth, backend), stack in self.stacks.items() if self.rounds else ():
+            pairs = zip(totals[72, backend], totals[depth, backend], strict=True)
+            peak_bytes = self.memory[depth, backend]
+            found[row(self.options, depth, backend)] = {
+                **{"depth": depth, "sizes": self.options.sizes, "audio_seconds": self.options.audio_seconds},
+                "rounds": self.rounds,
+                **({"unfinished": True} if self.rounds < self.wanted else {}),
+                **({} if peak_bytes is None else {"system_peak_bytes": peak_bytes}),
+                "speed_up": quantiles([slow / fast for slow, fast in pairs]),
+                "paper_speed_up": PAPER[depth],
+                **figures(stack, self.rounds),
+            }
+        return found
+
+
+def row(options: argparse.Namespace, depth: int, backend: str) -> str:
+    return f"{options.sizes} {depth} layers, {backend}, {options.audio_seconds:g} s"
 
 
 def say(f: dict[str, Any]) -> str:
@@ -121,9 +184,11 @@ def say(f: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", choices=["tiny", "demo", "paper"], help="[default: paper on a GPU, else demo]")
-    parser.add_argument("--audio-seconds", type=float, default=4.0, help="length of the request")
+    parser.add_argument("--audio-seconds", type=amount, default=4.0, help="length of the request")
     parser.add_argument("--full", action="store_true", help="the paper's 60 s")
-    parser.add_argument("--backends", nargs="+", metavar="NAME", help="[default: auto, on a CPU auto-int8 too]")
+    parser.add_argument(
+        "--backends", nargs="+", type=decoder, metavar="NAME", help="[default: auto, on a CPU auto-int8 too]"
+    )
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
     add_options(parser, rounds=3)
     options = parser.parse_args(arguments)
@@ -134,41 +199,34 @@ def main(arguments: list[str] | None = None) -> int:
     if options.alone:
         print(json.dumps(request_alone(options, int(options.alone[0]), options.alone[1])))
         return 0
-    rows = Rows("table1", options)
     # Several names may mean one decoder.
     asked = options.backends or (["auto"] if gpu else ["auto", "auto-int8"])
     dtype = torch.float16 if gpu else torch.float32
+    refuse(parser, asked, lambda name: choose_backend(name, device, dtype))
+    rows = Rows("table1", options)
     backends = list(dict.fromkeys(choose_backend(name, device, dtype).name for name in asked))
-    names = {
-        (depth, backend): f"{options.sizes} {depth} layers, {backend}, {options.audio_seconds:g} s"
-        for backend, depth in itertools.product(backends, PAPER)
-    }
-    if rows.known.issuperset(names.values()):
+    systems = [(depth, backend) for backend, depth in itertools.product(backends, PAPER)]
+    if rows.known.issuperset(row(options, *system) for system in systems):
         print("recorded before")
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        stacks: dict[str, Stack] = {}
-        memory: dict[str, int | None] = {}
-        for (depth, backend), name in names.items():
+        stacks: dict[tuple[int, str], Stack] = {}
+        memory: dict[tuple[int, str], int | None] = {}
+        for system in systems:
             if time.monotonic() > rows.deadline:
                 print("no time left")
                 return CUT
-            stacks[name], memory[name] = prepared(options, depth, backend, Path(folder))
-        runs: dict[str, Callable[[], object]] = {name: stack.request for name, stack in stacks.items()}
+            stacks[system], memory[system] = prepared(options, *system, Path(folder))
+        runs: dict[str, Callable[[], object]] = {row(options, *key): stack.request for key, stack in stacks.items()}
         # A round is a whole request of each.
-        times = rounds_of(runs, device, 1 if options.quick else options.rounds, warm=True, deadline=rows.deadline)
-    rounds = len(times[next(iter(names.values()))])
-    totals = {name: [spent.total for spent in stack.requests[-rounds:]] for name, stack in stacks.items()}
-    for (depth, backend), name in names.items():
-        slowest = totals[names[72, backend]]
-        record = {"bench": "table1", "row": name, "depth": depth, "sizes": options.sizes}
-        record |= {"audio_seconds": options.audio_seconds, "rounds": rounds}
-        record |= {} if memory[name] is None else {"system_peak_bytes": memory[name]}
-        record |= {"speed_up": quantiles([slow / fast for slow, fast in zip(slowest, totals[name], strict=True)])}
-        record |= {"paper_speed_up": PAPER[depth], **figures(stacks[name], rounds), **rows.made}
+        wanted = 1 if options.quick else options.rounds
+        records = Records(rows, options, stacks, memory, wanted)
+        try:
+            rounds_of(runs, device, wanted, warm=True, deadline=rows.deadline, after=records.after)
+        finally:
+            records.write()
+    for name, record in records.made().items():
         print(f"{name:32} {say(record)}")
-        if options.json:
-            append(options.json, record | circumstances(device))
     return 0
 
 

@@ -10,6 +10,11 @@ be, how many of them the classifier was trained on. `--quick` is one seed.
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import statistics
 from typing import Any

@@ -43,9 +43,14 @@ def _decoder(record: Record) -> str:
 
 def peers(records: list[Record]) -> Table:
     rows, windows = [], set()
+    # What is not the same in all rows is said in each.
+    differing = [
+        key for key in ("context", "rows", "heads", "values", "dtype") if len({r.get(key) for r in records}) > 1
+    ]
     for r in sorted(records, key=_shape):
         threads = f", {r['threads']} threads" if r.get("threads") else ""
-        size = f"{_size(r)}, batch {r['batch']}{threads}"
+        others = "".join(f", {key} {r[key]}" for key in differing if r.get(key) is not None)
+        size = f"{_size(r)}, batch {r['batch']}{threads}{others}"
         mark = "~" if r.get("extrapolated") else ""
         if mark:
             windows.add(f"{r['window_steps']} of {-(-r['context'] // 2):,} steps")

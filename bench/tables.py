@@ -1,8 +1,8 @@
 """Result files as tables, for the README and the report.
 
-A table shows the newest record of each row, all of one device: that of the newest record. Figures of a GPU whose tests
-have not passed with the same sources are left out, and the note says so. `table_rows.py`, `kernel_rows.py` and
-`quality_rows.py` have the columns.
+A table shows the newest record of each row, all of one device and number of threads: those of the newest record. One
+with `--quick` takes no other's place. Figures of a GPU whose tests have not passed with the same sources are left out,
+and the note says so. `table_rows.py`, `kernel_rows.py` and `quality_rows.py` have the columns.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from . import kernel_rows, quality_rows, table_rows
 from .cells import Record, Table, listed
 from .harness import QUICK_ROUNDS, read
-from .identity import identity
+from .identity import identity, threads
 
 NOT_YET = "not yet measured"
 # Each table's result file on a CPU.
@@ -44,22 +44,21 @@ def age(record: Record) -> tuple[str, str]:
     return record.get("time", ""), json.dumps(record, sort_keys=True)
 
 
-def _row(record: Record) -> Any:
-    # Of peers what was measured last counts, whatever the windows.
-    if record.get("bench") == "peers" and "depth" in record:
-        return tuple(record.get(key) for key in ("depth", "width", "batch", "dtype", "threads"))
-    return identity(record)
+def newest(records: Iterable[Record], key: Callable[[Record], Any] = identity) -> list[Record]:
+    """The newest record of each row, or of each `key`; one with `--quick` only where there is no other."""
+    return list({key(record): record for record in sorted(records, key=_weight)}.values())
 
 
-def newest(records: Iterable[Record], key: Callable[[Record], Any] = _row) -> list[Record]:
-    """The newest record of each row, or of each `key`."""
-    return list({key(record): record for record in sorted(records, key=age)}.values())
+def withheld(records: Iterable[Record], of_a_gpu: bool) -> list[Record]:
+    """The records of one file that have figures of a GPU, and no tests that passed last with the same sources.
 
-
-def untested(records: Iterable[Record]) -> set[str]:
-    """The sources with which the tests on a GPU were run last and did not pass."""
+    of_a_gpu: whether the file is a GPU's; records of one in another file are found too.
+    """
+    records = list(records)
     tests = (r for r in records if (r.get("bench"), r.get("row")) == ("gpu", "tests"))
-    return {r["sources"] for r in newest(tests, lambda r: r.get("sources")) if r.get("status") != "passed"}
+    passed = {r.get("sources") for r in newest(tests, lambda r: r.get("sources")) if r.get("status") == "passed"}
+    timed = (r for r in records if (of_a_gpu or "capability" in r) and not r.get("estimated"))
+    return [r for r in timed if r.get("sources") not in passed]
 
 
 def is_quick(record: Record) -> bool:
@@ -68,13 +67,27 @@ def is_quick(record: Record) -> bool:
     return record.get("quick", guessed) and not record.get("estimated")
 
 
-def _device(record: Record) -> tuple[Any, ...]:
-    return record.get("device"), record.get("cores")
+def _weight(record: Record) -> tuple[bool, tuple[str, str]]:
+    """Sorts records by what is shown rather."""
+    return not is_quick(record), age(record)
+
+
+def _place(record: Record) -> tuple[Any, ...]:
+    """What all rows of a table have in common."""
+    return record.get("device"), record.get("cores"), threads(record)
+
+
+def _elsewhere(record: Record, here: tuple[Any, ...]) -> str:
+    """In what a record's place differs."""
+    device, cores, count = _place(record)
+    if (device, cores) != here[:2]:
+        return str(device)
+    return f"{count} thread{'s' * (count != 1)}"
 
 
 def _made(records: list[Record]) -> str:
     """Where and with what the records were made."""
-    device, cores = _device(records[0])
+    device, cores, _ = _place(records[0])
     said = [str(device) if cores is None else f"{device}, {cores} cores"]
     words = {
         "threads": "{} threads",
@@ -104,20 +117,20 @@ def tables(results: Path, device: str = "cpu") -> dict[str, Table]:
         records = [r for ending in ("jsonl", "json") for r in read(results / f"{stem}.{ending}")]
         bench = file.removesuffix("-cpu")
         known = [r for r in records if r.get("bench") == bench and ("card" in r) == (name == "what-if")]
-        here = _device(max(known, key=age)) if known else None
-        rows = newest(r for r in known if _device(r) == here)
+        here = _place(max(known, key=_weight)) if known else ()
+        rows = newest(r for r in known if _place(r) == here)
         measured = [r for r in rows if "error" not in r and "missing" not in r]
-        failing = untested(records)
-        withheld = [r for r in measured if r.get("sources") in failing]
-        shown = [r for r in measured if r not in withheld]
+        untested = withheld(records, device != "cpu")
+        hidden = [r for r in measured if r in untested]
+        shown = [r for r in measured if r not in untested]
         table = build(shown)
         said = [table.note, _made(shown)] if table.rows else [NOT_YET]
         if failed := sorted(r["row"] for r in rows if "error" in r):
             said.append(f"Failed: {', '.join(failed)}")
-        if withheld:
-            sources = ", ".join(sorted({r["sources"] for r in withheld}))
-            said.append(f"Not shown: {len(withheld)} rows of sources {sources}, whose tests have not passed")
-        if others := sorted({str(r.get("device")) for r in known if _device(r) != here}):
+        if hidden:
+            sources = ", ".join(sorted({str(r.get("sources")) for r in hidden}))
+            said.append(f"Not shown: {len(hidden)} rows of sources {sources}, whose tests have not passed")
+        if others := sorted({_elsewhere(r, here) for r in known if _place(r) != here}):
             said.append(f"The file also has rows of {', '.join(others)}")
         found[name] = dataclasses.replace(table, note=NOT_YET if said == [NOT_YET] else ". ".join(said) + ".")
     return found

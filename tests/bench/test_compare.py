@@ -72,7 +72,8 @@ def test_noise_is_of_both_and_decides():
     assert verdict(0.0, 0.0, 1.0) == "same"
     # A quantile below zero tells nothing of a ratio.
     old, new = (record("r", rest_s={"p20": -0.1, "p50": value, "p80": 0.5}) for value in (0.1, 0.4))
-    assert next(compare.changes(old, new)).verdict == "same"
+    assert next(compare.changes(old, new)).verdict == "noisy"
+    assert verdict(0.3, 0.01, 1.05) == "noisy" and verdict(0.3, 0.01, 2.0) == "slower"
     assert not list(compare.changes(record("r", rest_s=q(-1.0, 0.1)), new))
 
 
@@ -163,3 +164,39 @@ def test_wrong_arguments(tmp_path, words, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         compare.main(words)
     assert stopped.value.code == 2
+
+
+def test_bytes_and_bits_are_compared_too(tmp_path, capsys):
+    old = record("r", system_peak_bytes=1000, bits_int8=2.0, bits_lost=-0.1, batch=1, us_per_step=q(1.0, 0.01))
+    new = old | {"system_peak_bytes": 1200, "bits_int8": 1.9, "bits_lost": 0.1, "batch": 8}
+    found = {c.field: (c.verdict, c.ratio) for c in compare.changes(old, new)}
+    assert found == {"system_peak_bytes": ("worse", 1.2), "bits_int8": ("better", 0.95), "us_per_step": ("same", 1.0)}
+    assert all(c.verdict == "same" for c in compare.changes(old, old | {"system_peak_bytes": 1009}))
+    before, after = write(tmp_path / "a", [old]), write(tmp_path / "b", [new])
+    assert compare.main([before, after, "--fail"]) == 1 and compare.main([before, before, "--fail"]) == 0
+    assert "0 faster, 0 slower, 1 same, 1 better, 1 worse, 0 rows fail now" in capsys.readouterr().out
+
+
+def test_a_peer_that_got_faster_makes_us_no_slower(tmp_path):
+    old = record("r", native_ms=q(1.0, 0.01), transformers_ms=q(80.0, 0.01), triton_us=q(1.0, 0.01))
+    old |= {"native_speedup": q(80.0, 0.01), "native_over_growing-cache": q(40.0, 0.01)}
+    old |= {"speedup_over_flex": q(2.0, 0.01)}
+    halved = {name: q(value["p50"] / 2, 0.01) for name, value in old.items() if "speedup" in name or "_over_" in name}
+    theirs = old | halved | {"transformers_ms": q(40.0, 0.01)}
+    found = {c.field: (c.verdict, c.ours) for c in compare.changes(old, theirs)}
+    assert all(found[name] == ("slower", False) for name in halved) and found["native_ms"] == ("same", True)
+    before, after = write(tmp_path / "a", [old]), write(tmp_path / "b", [theirs])
+    assert compare.main([before, after, "--fail"]) == 0
+    ours = old | halved | {"native_ms": q(2.0, 0.01), "triton_us": q(2.0, 0.01)}
+    found = {c.field: (c.verdict, c.ours) for c in compare.changes(old, ours)}
+    assert all(found[name] == ("slower", True) for name in (*halved, "native_ms", "triton_us"))
+
+
+def test_quick_rounds_and_windows_that_differ_are_told():
+    old = record("r", us_per_step=q(1.0, 0.01), rounds=11, window_steps=64)
+    lines = compare.report([old], [old | {"rounds": 3, "quick": True, "window_steps": 128}])[0]
+    assert lines[:3] == [
+        "warning: quick: None against True (1 rows)",
+        "warning: rounds: 11 against 3 (1 rows)",
+        "warning: window_steps: 64 against 128 (1 rows)",
+    ]

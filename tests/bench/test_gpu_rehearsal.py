@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from fastjukebox.bench import attention, bandwidth, decode, gpu, harness, ops, prefill
+from fastjukebox.bench import attention, bandwidth, decode, gpu, harness, ops, peers, prefill
 
 SMALL = ["--device", "cpu", "--threads", "1", "--quick", "--rounds", "2"]
 
@@ -84,6 +84,19 @@ def test_every_stage_is_a_command_that_its_script_takes():
         if stage.name != "tests":
             assert stage.command[0] in gpu.SAY
     assert any("test_prefill_attention" in word for word in gpu.stages()[0].command)
+
+
+def test_peers_are_timed_at_three_batches_the_long_ones_late():
+    names = [stage.name for stage in gpu.stages()]
+    asked = [peers.parser().parse_args(stage.command[1:]) for stage in gpu.stages() if stage.command[0] == "peers"]
+    assert [(options.batch, options.window) for options in asked] == [([1], 64), ([4, 16], None)]
+    assert len(set(names)) == len(names) and names.index("table 1") < names.index("peers, batch")
+
+
+def test_make_bench_measures_the_cpu_where_its_files_say_so():
+    lines = (harness.ROOT / "Makefile").read_text().split("\nbench:")[1].split("\n\n")[0].splitlines()
+    measured = [line for line in lines if "--json" in line and "bench int8" not in line]
+    assert len(measured) == 4 and all("--device cpu" in line for line in measured)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,8 @@ def results(tmp_path_factory):
         for n, rate in ((1, 100.0), (2, 150.0), (1, 120.0))
     ]
     write(folder / "scaling-cpu.jsonl", *scaled)
-    write(folder / "Some-GPU.json", lost | {"row": "demo level 2", "level": 2, "device": "Some GPU"})
+    tests = {"bench": "gpu", "row": "tests", "status": "passed", "device": "Some GPU"}
+    write(folder / "Some-GPU.json", tests, lost | {"row": "demo level 2", "level": 2, "device": "Some GPU"})
     return folder
 
 
@@ -130,9 +131,46 @@ def test_a_gpu_whose_tests_have_failed_has_no_figures(results, tmp_path):
     words = " ".join("".join(Page(report.render(found, tmp_path / "results")).words).split())
     assert "not yet measured. Not shown: 1 rows of sources abc, whose tests have not passed." in words
     assert len(report.roofline_pictures(tmp_path / "results")) == 1
+    write(tmp_path / "results" / "Some-GPU.json", step | made, barrier | made)
+    assert report.all_tables(tmp_path / "results")["exchanges-Some-GPU"].rows == ()
+    assert len(report.roofline_pictures(tmp_path / "results")) == 1
     write(tmp_path / "results" / "Some-GPU.json", tests | {"status": "passed"}, step | made, barrier | made)
     assert report.all_tables(tmp_path / "results")["exchanges-Some-GPU"].rows[0][0] == "grid barrier"
     assert len(report.roofline_pictures(tmp_path / "results")) == 2
+
+
+def test_pictures_of_quick_records_say_so(results, tmp_path):
+    shutil.copytree(results, tmp_path / "results")
+    file = tmp_path / "results" / "scaling-cpu.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()][1:]
+    told = []
+    for quick in (0, 1, 2):
+        write(file, *(r | ({"quick": True} if n < quick else {}) for n, r in enumerate(records)))
+        (picture,) = report.scaling_pictures(tmp_path / "results")
+        told.append(picture.caption.partition("p20 to p80.")[2])
+    assert told == [
+        *("", " 1 of 2 points measured with --quick, for orientation."),
+        " Measured with --quick, for orientation.",
+    ]
+    file = tmp_path / "results" / "roofline-cpu.jsonl"
+    write(file, json.loads(file.read_text()) | {"quick": True})
+    assert report.roofline_pictures(tmp_path / "results")[0].caption.endswith("with --quick, for orientation.")
+
+
+def test_systems_of_the_top_level_only_have_the_students_upsamplers(results, tmp_path):
+    shutil.copytree(results, tmp_path / "results")
+    pieces = {"bench": "systems", "seed": 1}
+    levels = {"student-18": [2, 1, 0], "plain-18": [2], "plain-24": [2]}
+    made = [pieces | {"row": name, "system": name, "levels": found} for name, found in levels.items()]
+    write(tmp_path / "results" / "systems.jsonl", pieces | {"row": "0", "system": "student-18", "levels": [2]}, *made)
+    mood = {"AP": 0.4, "DP": 0.3, "AU": 0.2, "DU": 0.1}
+    scores = {"bench": "table2", "row": "plain-18", "system": "plain-18", "samples": 8, "valence": mood}
+    write(tmp_path / "results" / "table2.jsonl", scores)
+    found = report.all_tables(tmp_path / "results")
+    said = "plain-24 and plain-18 were trained at the top level only and have student-18's upsamplers."
+    assert found["table2"].note.endswith(said)
+    words = " ".join("".join(Page(report.render(found, tmp_path / "results")).words).split())
+    assert f"on the same axes and colours. {said}" in words and words.count(said) == 2
 
 
 def test_cells_are_escaped_and_numbers_stand_right(tmp_path):

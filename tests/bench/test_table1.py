@@ -1,10 +1,15 @@
 """Table 1 in small: three depths, parts that add up, speed-ups within rounds."""
 
 import argparse
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 from fastjukebox.bench import harness, memory, request_parts, table1
+from fastjukebox.bench.tables import newest
 from fastjukebox.kernels import native_library
 
 TINY = ["--sizes", "tiny", "--threads", "1", "--device", "cpu"]
@@ -95,3 +100,48 @@ def test_memory_is_that_of_a_process_of_its_own(tmp_path):
     _, found = table1.prepared(options, 18, "auto", tmp_path)
     # Of PyTorch and the model, but not of what this process holds.
     assert 50e6 < found < memory.peak() - ballast.nbytes / 2
+
+
+@pytest.mark.usefixtures("_no_processes")
+@pytest.mark.parametrize(("worth", "rounds"), [(0.0, [1, 2, 3]), (1e9, [3])])
+def test_a_run_that_is_stopped_keeps_its_rounds(tmp_path, monkeypatch, worth, rounds):
+    path = tmp_path / "t.jsonl"
+    monkeypatch.setattr(table1, "WORTH_KEEPING", worth)
+    words = [*TINY, "--backends", "auto", "--audio-seconds", "0.04", "--rounds", "5", "--json", str(path), "--resume"]
+    calls, request = [], request_parts.Stack.request
+
+    def stopped(stack, *given):
+        calls.append(stack)
+        # One of three warms up; the fourth round is under way.
+        if len(calls) == 3 + 3 * 3 + 2:
+            raise SystemExit(143)
+        request(stack, *given)
+
+    monkeypatch.setattr(request_parts.Stack, "request", stopped)
+    with pytest.raises(SystemExit):
+        table1.main(words)
+    found = harness.read(path)
+    assert [row["rounds"] for row in found] == [count for count in rounds for _ in range(3)]
+    assert all(row["unfinished"] for row in found) and found[0]["speed_up"]["p50"] == 1.0
+    # It is not what was asked for.
+    assert table1.main(words) == 0
+    assert all(row["rounds"] == 5 and "unfinished" not in row for row in harness.read(path)[-3:])
+    assert len(newest(harness.read(path))) == 3
+
+
+@pytest.mark.parametrize("alone", [[], ["--alone", "72", "eager"]])
+def test_a_run_that_is_terminated_leaves_no_folders(tmp_path, alone):
+    words = [*TINY, "--quick", "--backends", "eager", "--audio-seconds", "9", *alone]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    child = subprocess.Popen([sys.executable, "bench", "table1", *words], cwd=harness.ROOT, env=environment)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("*/*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert list(tmp_path.iterdir())
+        child.terminate()
+        assert child.wait(60) == 143
+    finally:
+        child.kill()
+        child.wait()
+    assert not list(tmp_path.iterdir())

@@ -95,13 +95,18 @@ def test_a_gpus_figures_are_shown_only_if_its_tests_have_passed(tmp_path):
     table = tables(tmp_path, "A-GPU")["decode"]
     assert [row[0] for row in table.rows] == ["18 x 128"]
     assert "Not shown: 1 rows of sources new, whose tests have not passed." in table.note
-    # The last run of the tests decides; figures of untested sources are what they are.
+    # The last run of the tests decides.
     for status, depths in (("cut", ["18 x 128"]), ("passed", ["18 x 128", "24 x 128"])):
         write(tmp_path / "A-GPU.json", [*records, tested(5, status, "new")])
         assert [row[0] for row in tables(tmp_path, "A-GPU")["decode"].rows] == depths
     write(tmp_path / "A-GPU.json", records[2:])
     table = tables(tmp_path, "A-GPU")["decode"]
     assert table.rows == () and table.note.startswith(f"{NOT_YET}. Not shown: 1 rows")
+    # Without tests there are no figures, wherever they are kept.
+    write(tmp_path / "A-GPU.json", [here(1, 18, "old")])
+    assert tables(tmp_path, "A-GPU")["decode"].rows == ()
+    write(tmp_path / "decode-cpu.jsonl", [here(1, 18, "old") | {"capability": "9.0"}])
+    assert tables(tmp_path)["decode"].rows == ()
 
 
 def test_peers_have_the_peers_that_were_timed(tmp_path):
@@ -336,7 +341,8 @@ def test_table2_has_the_spread_over_seeds(tmp_path):
 
 def test_a_gpus_file_holds_all_its_tables(tmp_path):
     def on_the_gpu(bench, row, **figures):
-        return at(2, bench=bench, row=row, device="A GPU", cores=None, threads=None, rounds=11, **figures)
+        made = {"device": "A GPU", "cores": None, "threads": None, "sources": "new", "rounds": 11}
+        return at(2, bench=bench, row=row, **{**made, **figures})
 
     write(tmp_path / "decode-cpu.jsonl", [decoded(1, 18, 125.0)])
     op = {"op": "norm_up", "size": "top-72", "stored": "fp16", "batch": 1, "errors": {}}
@@ -344,7 +350,8 @@ def test_a_gpus_file_holds_all_its_tables(tmp_path):
     of_case |= {"heads": 1, "head_dim": 480, "num_rows": 128, "row_len": 64}
     model = {"size": "top-18", "codes": 4096, "depth": 18, "width": 2048, "dtype": "bf16"}
     records = [
-        decoded(1, 24, 50.0, device="A GPU", cores=None, threads=None),
+        on_the_gpu("gpu", "tests", status="passed"),
+        decoded(1, 24, 50.0, device="A GPU", cores=None, threads=None, sources="new"),
         on_the_gpu("ops", "a", **op, triton_us=q(5.0), triton_percent=q(80.0), reference_us=q(50.0)),
         on_the_gpu("ops", "b", **op, compile_us=q(10.0)),
         on_the_gpu("attention", "c", **of_case, triton_us=q(30.0), flex_us=q(60.0), speedup_over_flex=q(2.0)),

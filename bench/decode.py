@@ -10,6 +10,11 @@ caches of a CPU can exceed the bandwidth.
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import itertools
 from typing import Any, NamedTuple

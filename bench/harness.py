@@ -252,7 +252,9 @@ class Rows:
             try:
                 torch.cuda.synchronize(self.device)
             except RuntimeError as error:
-                raise SystemExit(f"the GPU does not answer any more: {error}") from None
+                # In another process it may; the row that failed is recorded, and those that follow are still to do.
+                print(f"the GPU does not answer any more: {error}", flush=True)
+                raise SystemExit(CUT) from None
             torch.cuda.empty_cache()
 
     def write(self, row: str, figures: dict[str, Any]) -> None:

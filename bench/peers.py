@@ -16,6 +16,11 @@ growing cache, whose later steps are slower.
 
 from __future__ import annotations
 
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
 import argparse
 import importlib.util
 import itertools

@@ -81,15 +81,16 @@ class SamplingParams:
             ("top_p", lambda value: 0 < value <= 1, "above 0 and at most 1"),
             ("hop_fraction", lambda value: 0 < value <= 1, "above 0 and at most 1"),
         ):
-            value, number = getattr(self, name), int if name == "top_k" else float
-            if value is None and name == "hop_fraction":
+            value: Any = getattr(self, name)
+            if name == "hop_fraction" and self.hop_fraction is None:
                 continue
-            given: Sequence[Any] = value if isinstance(value, (tuple, list)) else (value,)
+            number: Callable[[Any], float] = int if name == "top_k" else float
+            several = isinstance(value, (tuple, list))
+            given: list[Any] = list(value) if several else [value]
             for one in given:
                 if not _is_number(one) or not valid(one):
                     raise ValueError(f"{name} must be {rule}, not {one!r}")
-            plain = tuple(number(one) for one in given)
-            object.__setattr__(self, name, plain if given is value else plain[0])
+            object.__setattr__(self, name, tuple(map(number, given)) if several else number(value))
 
     @property
     def batches(self) -> list[range]:

@@ -27,6 +27,7 @@ from ..engine.graph_decoder import GraphDecoder
 from . import agreement
 from .bandwidth import Mover, plain
 from .harness import Rows, Unavailable, add_options, quantiles, rounds_of, seconds
+from .options import amount, decoder, positive, refuse
 from .stand_in import StandIn, build, release_projections, size
 from .step_bytes import bytes_by_part
 
@@ -187,24 +188,24 @@ def cases(options: argparse.Namespace) -> list[Case]:
     if options.quick and not options.batch:
         batches = batches[:1]
     found = []
-    for name, batch, decoder, dtype in itertools.product(sizes, batches, decoders, dtypes):
+    for name, batch, kind, dtype in itertools.product(sizes, batches, decoders, dtypes):
         # Beside int8 weights the dtype of the rest hardly matters.
-        if dtype != dtypes[0] and decoder.endswith("int8"):
+        if dtype != dtypes[0] and kind.endswith("int8"):
             continue
-        if decoder == "native":
-            found += [Case(decoder, name, dtype, batch, values=values) for values in options.values]
+        if kind == "native":
+            found += [Case(kind, name, dtype, batch, values=values) for values in options.values]
             continue
-        for per_graph in (options.steps_per_graph or (0,)) if decoder.startswith("triton") else (0,):
-            found.append(Case(decoder, name, dtype, batch, per_graph))
+        for per_graph in (options.steps_per_graph or (0,)) if kind.startswith("triton") else (0,):
+            found.append(Case(kind, name, dtype, batch, per_graph))
     return found
 
 
 def add_case_options(parser: argparse.ArgumentParser) -> None:
     """What `cases` takes beside the sizes, and how long a round is."""
-    parser.add_argument("--decoders", nargs="+", help="`fastjukebox info` lists them")
+    parser.add_argument("--decoders", type=decoder, nargs="+", help="`fastjukebox info` lists them")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES)
-    parser.add_argument("--batch", type=int, nargs="+")
-    parser.add_argument("--steps-per-graph", type=int, nargs="+", help="of the triton decoders")
+    parser.add_argument("--batch", type=positive, nargs="+")
+    parser.add_argument("--steps-per-graph", type=positive, nargs="+", help="of the triton decoders")
     parser.add_argument(
         "--values",
         nargs="+",
@@ -212,7 +213,7 @@ def add_case_options(parser: argparse.ArgumentParser) -> None:
         default=["fp16", "fp32"],
         help="of the native decoder's weights",
     )
-    parser.add_argument("--aim", type=float, default=0.2, help="seconds of a round")
+    parser.add_argument("--aim", type=amount, default=0.2, help="seconds of a round")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -222,6 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_case_options(parser)
     add_options(parser)
     options = parser.parse_args(arguments)
+    refuse(parser, options.sizes or (), size)
     rows = Rows("decode", options)
     try:
         wanted = [c for c in cases(options) if options.depth is None or size(c.size)[0].depth in options.depth]

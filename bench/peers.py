@@ -37,6 +37,7 @@ from . import agreement
 from .decode import DTYPES
 from .growing_cache import NOISE_BLOCK, GrowingCache
 from .harness import QUICK_ROUNDS, Rows, add_record_options, quantiles, rounds_of, seconds
+from .options import decoder, device, positive
 
 TEMPERATURE = 0.99
 SEED = 1
@@ -226,22 +227,25 @@ def say(f: dict[str, Any]) -> str:
 def parser() -> argparse.ArgumentParser:
     """The options of this script."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    found.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     found.add_argument("--peers", nargs="+", choices=PEERS)
     found.add_argument(
-        "--backends", nargs="+", help="`fastjukebox info` lists them [default: eager native; on a GPU eager triton]"
+        "--backends",
+        nargs="+",
+        type=decoder,
+        help="`fastjukebox info` lists them [default: eager native; on a GPU eager triton]",
     )
-    found.add_argument("--depth", type=int, default=72, help="layers")
-    found.add_argument("--width", type=int, default=128)
-    found.add_argument("--heads", type=int, default=1)
-    found.add_argument("--context", type=int, default=8192, help="codes in a window")
-    found.add_argument("--rows", type=int, default=128)
-    found.add_argument("--batch", type=int, nargs="+", default=[1])
-    found.add_argument("--rounds", type=int, default=15)
-    found.add_argument("--steps", type=int, default=10, help="steps per round of the first peer")
-    found.add_argument("--window", type=int, nargs="?", const=64, metavar="STEPS", help="whole windows too")
+    found.add_argument("--depth", type=positive, default=72, help="layers")
+    found.add_argument("--width", type=positive, default=128)
+    found.add_argument("--heads", type=positive, default=1)
+    found.add_argument("--context", type=positive, default=8192, help="codes in a window")
+    found.add_argument("--rows", type=positive, default=128)
+    found.add_argument("--batch", type=positive, nargs="+", default=[1])
+    found.add_argument("--rounds", type=positive, default=15)
+    found.add_argument("--steps", type=positive, default=10, help="steps per round of the first peer")
+    found.add_argument("--window", type=positive, nargs="?", const=64, metavar="STEPS", help="whole windows too")
     found.add_argument("--values", choices=["fp16", "fp32"], default="fp16", help="what the FP32 weights hold")
-    found.add_argument("--threads", type=int, nargs="+", help="of the CPU [default: 1 2]")
+    found.add_argument("--threads", type=positive, nargs="+", help="of the CPU [default: 1 2]")
     found.add_argument("--quick", action="store_true", help="few rounds, the first batch, one number of threads")
     add_record_options(found)
     return found

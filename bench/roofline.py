@@ -30,7 +30,7 @@ from ..engine.config import PriorConfig
 from .bandwidth import Mover, copying, reading
 from .decode import Case, Stepping, add_case_options, cases, step_parts
 from .harness import Rows, add_options, quantiles, rounds_of
-from .options import amount, decoder, positive, refuse
+from .options import refuse
 from .stand_in import size
 
 PARTS = ("steps", "exchanges", "what-if")
@@ -158,9 +158,6 @@ def main(arguments: list[str] | None = None) -> int:
     add_case_options(parser)
     add_options(parser)
     options = parser.parse_args(arguments)
-    refuse(parser, [*(options.batch or ()), *(options.steps_per_graph or ())], positive)
-    refuse(parser, [options.aim], amount)
-    refuse(parser, options.decoders or (), decoder)
     refuse(parser, options.sizes or (), sizes_of)
     rows = Rows("roofline", options)
     device, gpu = rows.device, rows.device.type == "cuda"

@@ -5,7 +5,20 @@ import subprocess
 import sys
 
 import pytest
-from fastjukebox.bench import attention, harness, int8, ops, options, prefill, readme, report, roofline, scaling, table1
+from fastjukebox.bench import (
+    attention,
+    decode,
+    harness,
+    int8,
+    ops,
+    options,
+    prefill,
+    readme,
+    report,
+    roofline,
+    scaling,
+    table1,
+)
 
 HERE = ["--device", "cpu"]
 
@@ -15,7 +28,7 @@ def _nothing_is_measured(monkeypatch):
     def rows(*_):
         raise AssertionError("rows were begun")
 
-    for module in (attention, int8, ops, prefill, roofline, scaling, table1):
+    for module in (attention, decode, int8, ops, prefill, roofline, scaling, table1):
         monkeypatch.setattr(module, "Rows", rows)
     monkeypatch.setattr(report, "render", rows)
 
@@ -33,7 +46,10 @@ def _nothing_is_measured(monkeypatch):
         (roofline, ["--batch", "1", "0"], "'0' is no whole number above zero"),
         (roofline, ["--decoders", "fast"], "no decoder 'fast'"),
         (roofline, ["--sizes", "wide"], "wide is neither LAYERSxWIDTH"),
-        (roofline, ["--aim", "0"], "'0.0' is no number above zero"),
+        (roofline, ["--aim", "0"], "'0' is no number above zero"),
+        (decode, ["--batch", "0"], "'0' is no whole number above zero"),
+        (decode, ["--decoders", "fast"], "no decoder 'fast'"),
+        (decode, ["--sizes", "wide"], "wide is neither LAYERSxWIDTH"),
         (scaling, ["--base", "wide"], "wide is neither LAYERSxWIDTH"),
         (scaling, ["--axes", "context", "--values", "1000"], "is not a multiple of"),
         (scaling, ["--decoder", "fast"], "no decoder 'fast'"),

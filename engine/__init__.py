@@ -58,6 +58,10 @@ def version() -> str:
         return "not installed"
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> object:
     if name == "__version__":
         return version()

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -94,11 +95,17 @@ class Run:
             if values["format"] != FORMAT:
                 raise RunError(f"{path} has format {values['format']}; this version reads format {FORMAT}")
             request = Request(params=SamplingParams(**values.pop("params")), **values)
+            words = (request.model, request.fingerprint, request.backend, request.device, request.dtype)
+            whole = isinstance(request.samples, int) and not isinstance(request.samples, bool)
+            if not whole or not 0 < request.samples < 2**40 or not all(isinstance(word, str) for word in words):
+                raise ValueError("its values are not those of a request")
+            if not all(isinstance(word, (str, NoneType)) for word in (request.output, request.vqvae)):
+                raise ValueError("its values are not those of a request")
         except FileNotFoundError:
             raise RunError(f"{folder} holds no run: there is no request.json in it") from None
         except RunError:
             raise
-        except (ValueError, TypeError, KeyError, OSError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
             raise RunError(f"{path} cannot be read: {error}") from None
         return cls(folder, request)
 
@@ -199,12 +206,17 @@ def load_codes(path: Path, vqvae: str | None = None) -> list[Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            codes = [file.get_tensor(f"level_{level}").long() for level in range(len(names))]
+            codes = [file.get_tensor(f"level_{level}") for level in range(len(names))]
             made_by = (file.metadata() or {}).get("vqvae")
     except FileNotFoundError:
         raise RunError(f"{path} does not exist") from None
     except (SafetensorError, KeyError, OSError) as error:
         raise RunError(f"{path} holds no codes: {error}") from None
+    for level, tensor in enumerate(codes):
+        inexact = tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
+        if tensor.dim() != 2 or inexact:
+            kind = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+            raise RunError(f"{path} holds no codes: level_{level} is {kind}, not whole numbers [items, n]")
     if vqvae and made_by and made_by != vqvae:
         raise RunError(f"{path} holds codes of another VQ-VAE: --model must name a model with the one that made them")
-    return codes
+    return [tensor.long() for tensor in codes]

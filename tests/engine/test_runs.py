@@ -230,6 +230,29 @@ def test_senseless_or_unknown_parameters_in_a_request_are_one_error(run):
             Run.open(run.folder)
 
 
+def test_values_of_another_kind_in_a_request_are_one_error(run):
+    path = run.folder / "request.json"
+    values = json.loads(path.read_text())
+    wrong = [("samples", value) for value in ("5", None, 1.5, -5, 0, 10**15, True)]
+    wrong += [("model", 3), ("vqvae", 5), ("backend", None), ("output", ["x"])]
+    for name, value in wrong:
+        path.write_text(json.dumps({**values, name: value}))
+        with pytest.raises(RunError, match=r"request\.json cannot be read"):
+            Run.open(run.folder)
+    path.write_text("[" * 100_000)
+    with pytest.raises(RunError, match=r"request\.json cannot be read"):
+        Run.open(run.folder)
+
+
+@pytest.mark.parametrize("codes", [torch.zeros(3), torch.zeros(1, 3), torch.ones(1, 3, dtype=torch.bool)])
+def test_codes_of_another_kind_are_one_error(tmp_path, codes):
+    from safetensors.torch import save_file
+
+    save_file({"level_0": codes}, tmp_path / "codes.safetensors")
+    with pytest.raises(RunError, match=r"level_0 is .*, not whole numbers \[items, n\]"):
+        load_codes(tmp_path / "codes.safetensors")
+
+
 def test_a_request_of_another_version_is_told_apart(run):
     path = run.folder / "request.json"
     for more in ({}, {"a_later_field": 1}):

@@ -81,6 +81,8 @@ class Distillation:
     def __post_init__(self) -> None:
         if self.mapping not in get_args(Mapping):
             raise ValueError(f"mapping must be {', '.join(get_args(Mapping))}; not {self.mapping!r}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be more than 0; not {self.temperature}")
 
 
 class _WithTeacher(Objective):

@@ -20,9 +20,10 @@ from ..engine.prior import Prior
 from . import losses
 from .code_windows import CodeWindows
 from .muon import Muon
-from .objectives import Computing, Objective
+from .objectives import Computing, Objective, WithTeacher
 from .parallel import Processes
 from .run_folder import STATE, read_state, unfit
+from .settings import plain
 from .trainer import Budget, Progress, train
 
 
@@ -167,6 +168,13 @@ def train_prior(
         evaluate=evaluate,
         scaler=torch.amp.GradScaler(device.type, enabled=settings.computing.precision == "fp16"),
         processes=processes,
+        made_with={
+            "steps": steps,
+            "optimizer": type(optimizer).__name__,
+            "prior": plain(settings),
+            "config": plain(prior.config),
+            "distillation": plain(objective.settings) if isinstance(objective, WithTeacher) else None,
+        },
     )
     average.swap()
     return progress, {

@@ -126,9 +126,9 @@ def plain(settings: Any) -> dict[str, Any]:
 
 
 def differences(held: Any, other: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Name, value in `held` and value in `other` of everything that differs between two plain values."""
+    """Name, value in `held` and value in `other` of everything in `held` that differs, both plain."""
     if isinstance(held, dict) and isinstance(other, dict):
-        pairs = {key: (held.get(key), other.get(key)) for key in (held | other)}
+        pairs = {key: (held[key], other.get(key)) for key in held}
     elif isinstance(held, list) and isinstance(other, list) and len(held) == len(other):
         pairs = {str(index): pair for index, pair in enumerate(zip(held, other, strict=True))}
     else:
@@ -139,10 +139,11 @@ def differences(held: Any, other: Any, name: str = "") -> Iterator[tuple[str, An
         yield from differences(*pair, f"{name}.{key}".lstrip("."))
 
 
-def refuse_other(held: Mapping[str, Any], other: Mapping[str, Any], owner: object) -> None:
-    """Raises ValueError, in one line with the first difference, where plain settings are not those of `owner`."""
+def refuse_other(held: Mapping[str, Any], other: Mapping[str, Any], owner: object, or_else: str) -> None:
+    """Raises ValueError, in one line with the first difference, where plain settings are not those that `owner` holds.
+    Those that it does not hold came later, with a default that is as before."""
     for name, ours, theirs in differences(held, other):
         raise ValueError(
             f"{owner} was begun with {name} {json.dumps(ours)}, not {json.dumps(theirs)}: go on with the same, "
-            "or choose another folder"
+            f"or {or_else}"
         )

@@ -101,12 +101,12 @@ class Work:
         """Refuse others than are `held`, unless nothing was made with those."""
         is_begun = any(self.folder.glob("*/level_*"))
         if is_begun or (self.corpus.exists() and held.corpus != self.preset.corpus):
-            refuse_other(plain(held), plain(self.preset), self.folder)
+            refuse_other(plain(held), plain(self.preset), self.folder, "choose another folder")
 
     @property
     def set_beside(self) -> dict[str, Any]:
         """The settings that are not the preset's, by name."""
-        return {name: value for name, _, value in differences(plain(PRESETS[self.preset_name]), plain(self.preset))}
+        return {name: value for name, value, _ in differences(plain(self.preset), plain(PRESETS[self.preset_name]))}
 
     @property
     def _made_with(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class Work:
         """Note whose folder it is; before the first run in it."""
         path = self.folder / PRESET
         check_same(path, self._made_with)
-        settings = {"settings": plain(self.preset)} if self.set_beside else {}
+        settings = {} if self.preset == PRESETS[self.preset_name] else {"settings": plain(self.preset)}
         if self.processes.is_first and read_json(path) != (made_with := self._made_with | settings):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, made_with)

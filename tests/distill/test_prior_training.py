@@ -1,11 +1,20 @@
 """Priors trained for each objective on one song."""
 
+import dataclasses
+
 import pytest
 import torch
 from array_store import melody_windows
 from fastjukebox.distill.evaluation import compare
 from fastjukebox.distill.objectives import Computing, Distillation, LayerMatching, NextCode, SoftTargets
-from fastjukebox.distill.prior import PriorTraining, WeightAverage, bits_per_code, load_averaged, train_prior
+from fastjukebox.distill.prior import (
+    PriorTraining,
+    WeightAverage,
+   
+    bits_per_code,
+    load_averaged,
+    train_prior,
+)
 from fastjukebox.distill.student import new_student
 from fastjukebox.engine.config import ConditionerConfig, PriorConfig
 from fastjukebox.engine.prior import Prior
@@ -105,3 +114,30 @@ def test_a_stopped_distillation_goes_on_to_the_same_bits(teacher, tmp_path):
         module.Budget = save_often
     resumed = distilled(tmp_path / "b", False)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters()))
+
+
+def test_a_run_goes_on_with_what_it_was_begun_with_only(teacher, tmp_path):
+    def distill(steps=3, temperature=1.0, depth=3, **changes):
+        objective = SoftTargets(
+            new_student(teacher, depth), teacher, Distillation(temperature=temperature), Computing()
+        )
+        settings = dataclasses.replace(SETTINGS, **changes)
+        return train_prior(tmp_path, objective, melody_windows(), steps, settings)[1]
+
+    distill()
+    for changes, told in (
+        ({"steps": 4}, "steps 3, not 4"),
+        ({"temperature": 2.0}, "distillation.temperature 1.0, not 2.0"),
+        ({"depth": 6}, "config.depth 3, not 6"),
+        ({"batch": 2}, "prior.batch 4, not 2"),
+        ({"matrix_learning_rate": 0.1}, 'optimizer "AdamW", not "Muon"'),
+    ):
+        with pytest.raises(ValueError, match=f"was begun with {told}"):
+            distill(**changes)
+    assert distill()["steps"] == 3
+    # A run of before this was noted.
+    (tmp_path / "run.json").unlink()
+    assert distill(steps=4)["steps"] == 4
+    # Without a state nothing was begun.
+    (tmp_path / "state.pt").unlink()
+    assert distill(steps=2)["steps"] == 2

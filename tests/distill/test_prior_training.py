@@ -10,7 +10,7 @@ from fastjukebox.distill.objectives import Computing, Distillation, LayerMatchin
 from fastjukebox.distill.prior import (
     PriorTraining,
     WeightAverage,
-   
+    accumulated,
     bits_per_code,
     load_averaged,
     train_prior,
@@ -141,3 +141,35 @@ def test_a_run_goes_on_with_what_it_was_begun_with_only(teacher, tmp_path):
     # Without a state nothing was begun.
     (tmp_path / "state.pt").unlink()
     assert distill(steps=2)["steps"] == 2
+
+
+@pytest.mark.parametrize("kind", [NextCode, LayerMatching, SoftTargets])
+@pytest.mark.parametrize("size", [1, 3])
+def test_micro_batches_have_the_gradient_of_the_whole_batch(kind, size):
+    teacher, windows, found = new_prior(6).double(), melody_windows(), []
+    codes, upper = windows.batch(0, 4)
+    for micro_batch in (4, size):
+        torch.manual_seed(1)
+        student = new_student(teacher, 3).double()
+        with torch.no_grad():
+            # Zero where layers add nothing at first: no gradient would reach what is before.
+            for parameter in student.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        computing, settings = Computing(recompute=True), Distillation(temperature=2.0)
+        objective = NextCode(student, computing) if kind is NextCode else kind(student, teacher, settings, computing)
+        loss = accumulated(objective, objective, torch.amp.GradScaler(enabled=False), codes, upper, micro_batch)
+        loss.backward()
+        found.append((loss.detach(), objective.terms, {n: p.grad for n, p in student.named_parameters()}))
+    assert any(gradient.abs().max() > 1e-3 for gradient in found[0][2].values() if gradient is not None)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-12)
+
+
+def test_a_run_of_micro_batches_ends_where_one_of_batches_does(tmp_path):
+    found = []
+    for micro_batch in (None, 4, 3):
+        prior = new_prior(3)
+        settings = dataclasses.replace(SETTINGS, micro_batch=micro_batch)
+        train_prior(tmp_path / str(micro_batch), NextCode(prior, Computing()), melody_windows(), 6, settings)
+        found.append(torch.cat([parameter.detach().flatten() for parameter in prior.parameters()]))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    torch.testing.assert_close(found[2], found[0], rtol=1e-3, atol=2e-5)

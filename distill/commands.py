@@ -5,6 +5,7 @@ done stays, what was stopped goes on.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shlex
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from .dry_run import describe
 from .parallel import device_name, own_device, processes
 from .pipeline import is_done, run_all, stages
 from .presets import PRESETS
+from .settings import changed
 from .systems import SERVED, SYSTEMS
 from .trainer import TrainingStopped
 from .work import DEFAULT_PRESET, NotTrained, Work, begun_with
@@ -42,6 +44,8 @@ def common(command: Command) -> Command:
         click.option("--preset", type=click.Choice(list(PRESETS)),
                      help=f"Sizes and lengths.  [default: that of the folder, {DEFAULT_PRESET} of a new one]"),
         click.option("--seed", type=click.IntRange(min=0), help="[default: that of the folder, 0 of a new one]"),
+        click.option("--set", "assignments", metavar="NAME=VALUE", multiple=True,
+                     help="Change a setting of the preset, for all runs of the folder; may be repeated."),
         device_option,
         click.option("--threads", type=click.IntRange(min=1), help="Of the CPU.  [default: all cores]"),
         click.option("--sharded", is_flag=True, help="FSDP2: divide the network over the processes of torchrun."),
@@ -74,7 +78,13 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be
 
 @contextlib.contextmanager
 def opened(
-    folder: Path, preset: str | None, seed: int | None, device: str, threads: int | None, sharded: bool
+    folder: Path,
+    preset: str | None,
+    seed: int | None,
+    assignments: tuple[str, ...],
+    device: str,
+    threads: int | None,
+    sharded: bool,
 ) -> Iterator[Work]:
     """The work folder, with the processes that torchrun started. What it is and what works on it is told on stderr."""
     if threads:
@@ -82,11 +92,13 @@ def opened(
     own = own_device(device)
     with processes(own, sharded) as group:
         known_preset, known_seed = begun_with(folder)
-        work = Work(
-            folder, known_preset if preset is None else preset, known_seed if seed is None else seed, own, group
-        )
+        preset, seed = known_preset if preset is None else preset, known_seed if seed is None else seed
+        work = Work(folder, preset, seed, own, group)
+        if assignments:
+            work = dataclasses.replace(work, settings=changed(work.preset, assignments))
         if group.is_first:
-            click.echo(f"{folder}: preset {work.preset_name}, seed {work.seed}; on {device_name(own)}", err=True)
+            beside = "".join(f", {name} {json.dumps(value)}" for name, value in work.set_beside.items())
+            click.echo(f"{folder}: preset {preset}, seed {seed}{beside}; on {device_name(own)}", err=True)
         yield work
 
 

@@ -81,9 +81,11 @@ class Distillation:
     def __post_init__(self) -> None:
         if self.mapping not in get_args(Mapping):
             raise ValueError(f"mapping must be {', '.join(get_args(Mapping))}; not {self.mapping!r}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be more than 0; not {self.temperature}")
 
 
-class _WithTeacher(Objective):
+class WithTeacher(Objective):
     """The teacher runs once per batch, without gradients, and is no part of this module's state."""
 
     def __init__(self, student: Prior, teacher: Prior, settings: Distillation, computing: Computing) -> None:
@@ -101,7 +103,7 @@ class _WithTeacher(Objective):
         return forward(self.prior, codes, upper, wanted, self.computing.recompute), teacher
 
 
-class LayerMatching(_WithTeacher):
+class LayerMatching(WithTeacher):
     """Stage one: mean squared error of hidden states (Eq. 4) and distance of attention maps, each the mean over the
     student's layers and the teacher layers mapped to them."""
 
@@ -121,7 +123,7 @@ class LayerMatching(_WithTeacher):
         }
 
 
-class SoftTargets(_WithTeacher):
+class SoftTargets(WithTeacher):
     """Stage two: cross-entropy of the student's code distribution against the teacher's (Eq. 3)."""
 
     def losses(self, codes: Tensor, upper: Tensor | None) -> dict[str, Tensor]:

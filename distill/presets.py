@@ -162,8 +162,13 @@ PRESETS: dict[str, Preset] = {
         corpus=Corpus(songs=300, seconds=180.0, held_out=15),
         crop=131072,
         vqvae=(VQVAETraining(steps=384_000, batch=32, commitment=0.02, codebook_decay=0.99),) * 3,
+        # Eight windows at a time are what a teacher and a student's first stage have room for on a card of 80 GB.
         prior=PriorTraining(
-            batch=16, learning_rate=3e-4, warm_up=1000, computing=Computing(precision="bf16", recompute=True)
+            batch=16,
+            micro_batch=8,
+            learning_rate=3e-4,
+            warm_up=1000,
+            computing=Computing(precision="bf16", recompute=True),
         ),
         epochs=(Epochs(70, 20, 50),) * 3,
     ),

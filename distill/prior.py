@@ -5,6 +5,7 @@ The average is what is measured and served; it takes the noise of the last steps
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,15 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ..engine.checkpoint import assign
 from ..engine.prior import Prior
 from . import losses
 from .code_windows import CodeWindows
 from .muon import Muon
-from .objectives import Computing, Objective
+from .objectives import Computing, Objective, WithTeacher
 from .parallel import Processes
 from .run_folder import STATE, read_state, unfit
+from .settings import plain
 from .trainer import Budget, Progress, train
 
 
@@ -31,6 +34,9 @@ class PriorTraining:
     """What a prior is trained with, beside its steps."""
 
     batch: int = 4
+    # Windows that go through the network at a time, in each process; None: its whole part of the batch. The gradient is
+    # that of the batch, up to rounding.
+    micro_batch: int | None = None
     learning_rate: float = 1.5e-3
     # Muon's, for the layers' matrices; None: AdamW for all.
     matrix_learning_rate: float | None = None
@@ -41,6 +47,11 @@ class PriorTraining:
     logged_windows: int = 1
     measured_windows: int = 4
     computing: Computing = field(default_factory=Computing)
+
+    def __post_init__(self) -> None:
+        for size in (self.batch, self.micro_batch):
+            if size is not None and size < 1:
+                raise ValueError(f"batch and micro_batch must be 1 or more; not {size}")
 
     def slower(self, factor: float) -> PriorTraining:
         """The same with learning rates times `factor`."""
@@ -96,6 +107,35 @@ def bits_per_code(objective: nn.Module, codes: Tensor, upper: Tensor | None) -> 
     return losses.bits(sum(nats) / len(nats))
 
 
+def accumulated(
+    objective: Objective,
+    wrapped: nn.Module,
+    scaler: torch.amp.GradScaler,
+    codes: Tensor,
+    upper: Tensor | None,
+    size: int,
+) -> Tensor:
+    """The loss of a batch [B, context_len] that goes through the network `size` windows at a time, and its terms in
+    `objective`. Gradients of all but the last of these parts are added already; the loss has that of the last."""
+    total, terms = torch.zeros((), device=codes.device), dict[str, Tensor]()
+    for start in range(0, len(codes), size):
+        part = slice(start, start + size)
+        is_last, share = start + size >= len(codes), len(codes[part]) / len(codes)
+        with contextlib.nullcontext() if is_last else unsynchronized(wrapped):
+            loss = share * wrapped(codes[part], None if upper is None else upper[part])
+            if not is_last:
+                scaler.scale(loss).backward()
+        terms = {name: share * value + terms.get(name, 0.0) for name, value in objective.terms.items()}
+        total = total + (loss if is_last else loss.detach())
+    objective.terms = terms
+    return total
+
+
+def unsynchronized(wrapped: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Passes that leave gradients to a later one to exchange, where that is more than adding them up."""
+    return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else contextlib.nullcontext()
+
+
 def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices and convolutions; none for biases and norms."""
     parameters = list(parameters)
@@ -146,9 +186,13 @@ def train_prior(
 
     logged = to_device(*windows.measured(settings.logged_windows))
     optimizer = prior_optimizer(prior, settings)
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.computing.precision == "fp16")
 
     def step_loss(step: int) -> Tensor:
-        return wrapped(*to_device(*windows.batch(step, settings.batch, processes.rank, processes.count)))
+        codes, upper = to_device(*windows.batch(step, settings.batch, processes.rank, processes.count))
+        if settings.micro_batch is None or settings.micro_batch >= len(codes):
+            return wrapped(codes, upper)
+        return accumulated(objective, wrapped, scaler, codes, upper, settings.micro_batch)
 
     def evaluate() -> dict[str, float]:
         average.swap()
@@ -165,8 +209,15 @@ def train_prior(
         extra={"average": average},
         after_step=average.update,
         evaluate=evaluate,
-        scaler=torch.amp.GradScaler(device.type, enabled=settings.computing.precision == "fp16"),
+        scaler=scaler,
         processes=processes,
+        made_with={
+            "steps": steps,
+            "optimizer": type(optimizer).__name__,
+            "prior": plain(settings),
+            "config": plain(prior.config),
+            "distillation": plain(objective.settings) if isinstance(objective, WithTeacher) else None,
+        },
     )
     average.swap()
     return progress, {

@@ -1,8 +1,8 @@
 """A training run: steps until its budget is used, saved so that a killed run goes on to the same weights.
 
-A run is a folder: `state.pt` (weights, optimizer, averages, step; whole, on the CPU), `tensorboard/`, and, when it is
-done, `figures.json`. Batches are functions of (seed, step), so the step is all the data position there is. The learning
-rate follows the share of the budget that is gone.
+A run is a folder: `state.pt` (weights, optimizer, averages, step; whole, on the CPU), `run.json` (what it was begun
+with), `tensorboard/`, and, when it is done, `figures.json`. Batches are functions of (seed, step), so the step is all
+the data position there is. The learning rate follows the share of the budget that is gone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from tqdm import tqdm
 
 from ..engine.stopping import Interrupted, on_stop, own_handlers
 from .parallel import Processes
-from .run_folder import STATE, read_state, unfit, write_state
+from .run_folder import STATE, read_json, read_state, unfit, write_json, write_state
+from .settings import refuse_other
+
+RUN = "run.json"
 
 
 class Stateful(Protocol):
@@ -76,15 +79,18 @@ def train(
     evaluate: Callable[[], dict[str, float]] = dict,
     scaler: torch.amp.GradScaler | None = None,
     processes: Processes | None = None,
+    made_with: Mapping[str, Any] | None = None,
 ) -> Progress:
     """Minimize `step_loss(step)` until the budget is used, or go on with what `folder` holds.
 
     module: what is trained; its parameters and the optimizer's state are saved, and `extra`. A parameter group may have
     a `rate`, a factor of the learning rate. `after_step` runs after each optimizer step (averages, codebooks).
     `evaluate` gives the figures of a log line. With several processes `module` is what `Processes.wrap` gave, and
-    `step_loss` takes this process's part of the batch.
+    `step_loss` takes this process's part of the batch. `made_with`: what decides the run, as JSON has it; one that was
+    begun with something else does not go on, but for those of before this was noted.
 
     Raises:
+        ValueError: the run was begun with something else.
         TrainingDiverged: the loss, the gradient's norm or a weight is NaN or infinite.
         RunError: the state in `folder` is damaged or another network's; it is left as it is.
         TrainingStopped: by a signal; the state is saved.
@@ -95,6 +101,7 @@ def train(
     progress = Progress()
     path = folder / STATE
     if path.exists():
+        refuse_other(read_json(folder / RUN) or {}, made_with or {}, folder, "move it away to train this run anew")
         saved = read_state(path)
         try:
             processes.load(saved, module, optimizer)
@@ -103,6 +110,9 @@ def train(
             progress = Progress(saved["step"], saved["seconds"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise unfit(path, error) from None
+    elif made_with is not None and processes.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / RUN, made_with)
     folder.mkdir(parents=True, exist_ok=True)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     device = parameters[0].device

@@ -21,6 +21,7 @@ from . import losses
 from .audio_crops import AudioCrops
 from .parallel import Processes
 from .run_folder import STATE, read_state, unfit
+from .settings import plain
 from .trainer import Budget, train
 
 
@@ -197,6 +198,7 @@ def train_level(
         extra={"codebook": objective.average},
         evaluate=lambda: objective.measure(measured),
         processes=processes,
+        made_with={"vqvae": plain(settings), "config": plain(config)},
     )
     figures = objective.measure(measured)
     return {**figures, "steps": progress.step, "minutes": progress.seconds / 60}

@@ -1,6 +1,6 @@
 """A work folder: everything that training a stack leaves behind, each part a run that can be stopped and gone on with.
 
-WORK/preset.json              which preset and seed, from the first run on, for all runs; another needs another folder
+WORK/preset.json              preset and seed, and settings that were set beside, from the first run on, for all runs
 WORK/corpus/                  the procedural corpus, where no other audio was given
 WORK/vqvae/level_K/           one level of the VQ-VAE; audio.json in it says what it hears
 WORK/codes/                   the code store
@@ -34,7 +34,8 @@ from .objectives import LayerMatching, NextCode, Objective, SoftTargets
 from .parallel import Processes
 from .presets import PRESETS, Preset
 from .prior import PriorTraining, load_averaged, train_prior
-from .run_folder import FIGURES, check_same, read_figures, read_json, record, write_figures
+from .run_folder import FIGURES, check_same, read_figures, read_json, record, write_figures, write_json
+from .settings import differences, parsed, plain, refuse_other
 from .student import new_student, share_embeddings
 from .systems import SYSTEMS, TEACHER, UPSAMPLERS, System, system
 from .vqvae import load_level, train_level
@@ -56,6 +57,15 @@ def begun_with(folder: Path) -> tuple[str, int]:
     return found["preset"], found["seed"]
 
 
+def settings_of(folder: Path) -> Preset | None:
+    """The settings of a work folder, where others than those of its preset were set. Raises ValueError."""
+    found = (read_json(folder / PRESET) or {}).get("settings")
+    try:
+        return None if found is None else parsed(Preset, found, "")
+    except ValueError as error:
+        raise ValueError(f"{folder / PRESET}: {error}; choose another folder") from None
+
+
 class NotTrained(ValueError):
     """A run that another one needs is not done; the message says which command does it."""
 
@@ -65,7 +75,7 @@ class Work:
     """The runs of one preset and seed in `folder`, on `device`, by these `processes`.
 
     Raises:
-        ValueError: the folder belongs to another preset or seed.
+        ValueError: the folder belongs to another preset or seed, or its runs to other settings.
     """
 
     folder: Path
@@ -73,12 +83,30 @@ class Work:
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     processes: Processes = field(default_factory=Processes)
+    # None: the folder's, which are the preset's where nothing else was set.
+    settings: Preset | None = None
     _scans: dict[tuple[Path, float], Scan] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.preset_name not in PRESETS:
             raise ValueError(f"no preset {self.preset_name!r}; there are {', '.join(PRESETS)}")
         check_same(self.folder / PRESET, self._made_with)
+        held = settings_of(self.folder)
+        if self.settings is None:
+            self.settings = held
+        elif (self.folder / PRESET).exists():
+            self._check_settings(held or PRESETS[self.preset_name])
+
+    def _check_settings(self, held: Preset) -> None:
+        """Refuse others than are `held`, unless nothing was made with those."""
+        is_begun = any(self.folder.glob("*/level_*"))
+        if is_begun or (self.corpus.exists() and held.corpus != self.preset.corpus):
+            refuse_other(plain(held), plain(self.preset), self.folder, "choose another folder")
+
+    @property
+    def set_beside(self) -> dict[str, Any]:
+        """The settings that are not the preset's, by name."""
+        return {name: value for name, value, _ in differences(plain(self.preset), plain(PRESETS[self.preset_name]))}
 
     @property
     def _made_with(self) -> dict[str, Any]:
@@ -86,7 +114,12 @@ class Work:
 
     def claim(self) -> None:
         """Note whose folder it is; before the first run in it."""
-        self._record(self.folder / PRESET, self._made_with)
+        path = self.folder / PRESET
+        check_same(path, self._made_with)
+        settings = {} if self.preset == PRESETS[self.preset_name] else {"settings": plain(self.preset)}
+        if self.processes.is_first and read_json(path) != (made_with := self._made_with | settings):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, made_with)
 
     def _record(self, path: Path, made_with: dict[str, Any]) -> None:
         check_same(path, made_with)
@@ -100,7 +133,7 @@ class Work:
 
     @property
     def preset(self) -> Preset:
-        return PRESETS[self.preset_name]
+        return self.settings or PRESETS[self.preset_name]
 
     @property
     def levels(self) -> range:

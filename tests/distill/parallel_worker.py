@@ -24,9 +24,9 @@ CONFIG = PriorConfig(0, 32, 6, 2, 32, 4, codebook_size=8, conditioner=Conditione
 STEPS = 4
 
 
-def priors(folder: Path, group: Processes) -> None:
+def priors(folder: Path, group: Processes, micro_batch: int | None = None) -> None:
     """A teacher, and a student unless it is sharded."""
-    settings = PriorTraining(batch=4, learning_rate=5e-3, warm_up=2, measured_windows=1)
+    settings = PriorTraining(batch=4, micro_batch=micro_batch, learning_rate=5e-3, warm_up=2, measured_windows=1)
     teacher = Prior(CONFIG)
     train_prior(folder / "teacher", NextCode(teacher, Computing()), melody_windows(), STEPS, settings, group)
     if group.sharded:
@@ -34,6 +34,11 @@ def priors(folder: Path, group: Processes) -> None:
     student = new_student(teacher, 3)
     objective = SoftTargets(student, teacher, Distillation(), Computing())
     train_prior(folder / "student", objective, melody_windows(), STEPS, settings, group)
+
+
+def micro(folder: Path, group: Processes) -> None:
+    """The same, one window at a time."""
+    priors(folder, group, micro_batch=1)
 
 
 def vqvae(folder: Path, group: Processes) -> None:
@@ -60,5 +65,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     with processes(torch.device("cpu"), sharded=sys.argv[1].startswith("sharded")) as group:
         torch.manual_seed(0)
-        kind = {"priors": priors, "vqvae": vqvae, "stack": stack}[sys.argv[1].removeprefix("sharded-")]
+        kind = {"priors": priors, "micro": micro, "vqvae": vqvae, "stack": stack}[sys.argv[1].removeprefix("sharded-")]
         kind(Path(sys.argv[2]), group)

@@ -59,6 +59,8 @@ def test_divergence_is_one_line_and_keeps_the_last_state(stack, tmp_path, monkey
     for name, words in (("vqvae", ["vqvae"]), ("student-18-layers", ["distill", "--system", "student-18-layers"])):
         run_folder = folder / name / "level_2"
         (run_folder / "figures.json").unlink()
+        # Else its state would be that of a run with other settings.
+        (run_folder / "run.json").unlink()
         before = (run_folder / "state.pt").read_bytes()
         error = refused(folder, *words, "--level", "2")
         assert f"error: {run_folder}: at step " in error and "state.pt, saved before that, is kept" in error

@@ -42,14 +42,16 @@ def alone(tmp_path_factory) -> Path:
     return folder
 
 
-def test_two_processes_take_the_steps_of_one(alone, tmp_path):
-    run("priors", tmp_path, count=2)
+@pytest.mark.parametrize("kind", ["priors", "micro"])
+def test_two_processes_take_the_steps_of_one(alone, tmp_path, kind):
+    run(kind, tmp_path, count=2)
     for name in ("teacher", "student"):
         assert_close(averages(tmp_path / name), averages(alone / name))
 
 
-def test_a_sharded_network_takes_the_steps_of_a_whole_one(alone, tmp_path):
-    run("sharded-priors", tmp_path, count=2)
+@pytest.mark.parametrize("kind", ["priors", "micro"])
+def test_a_sharded_network_takes_the_steps_of_a_whole_one(alone, tmp_path, kind):
+    run(f"sharded-{kind}", tmp_path, count=2)
     assert_close(averages(tmp_path / "teacher"), averages(alone / "teacher"))
 
 

@@ -1,11 +1,20 @@
 """Priors trained for each objective on one song."""
 
+import dataclasses
+
 import pytest
 import torch
 from array_store import melody_windows
 from fastjukebox.distill.evaluation import compare
 from fastjukebox.distill.objectives import Computing, Distillation, LayerMatching, NextCode, SoftTargets
-from fastjukebox.distill.prior import PriorTraining, WeightAverage, bits_per_code, load_averaged, train_prior
+from fastjukebox.distill.prior import (
+    PriorTraining,
+    WeightAverage,
+    accumulated,
+    bits_per_code,
+    load_averaged,
+    train_prior,
+)
 from fastjukebox.distill.student import new_student
 from fastjukebox.engine.config import ConditionerConfig, PriorConfig
 from fastjukebox.engine.prior import Prior
@@ -105,3 +114,62 @@ def test_a_stopped_distillation_goes_on_to_the_same_bits(teacher, tmp_path):
         module.Budget = save_often
     resumed = distilled(tmp_path / "b", False)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters()))
+
+
+def test_a_run_goes_on_with_what_it_was_begun_with_only(teacher, tmp_path):
+    def distill(steps=3, temperature=1.0, depth=3, **changes):
+        objective = SoftTargets(
+            new_student(teacher, depth), teacher, Distillation(temperature=temperature), Computing()
+        )
+        settings = dataclasses.replace(SETTINGS, **changes)
+        return train_prior(tmp_path, objective, melody_windows(), steps, settings)[1]
+
+    distill()
+    for changes, told in (
+        ({"steps": 4}, "steps 3, not 4"),
+        ({"temperature": 2.0}, "distillation.temperature 1.0, not 2.0"),
+        ({"depth": 6}, "config.depth 3, not 6"),
+        ({"batch": 2}, "prior.batch 4, not 2"),
+        ({"matrix_learning_rate": 0.1}, 'optimizer "AdamW", not "Muon"'),
+    ):
+        with pytest.raises(ValueError, match=f"was begun with {told}"):
+            distill(**changes)
+    assert distill()["steps"] == 3
+    # A run of before this was noted.
+    (tmp_path / "run.json").unlink()
+    assert distill(steps=4)["steps"] == 4
+    # Without a state nothing was begun.
+    (tmp_path / "state.pt").unlink()
+    assert distill(steps=2)["steps"] == 2
+
+
+@pytest.mark.parametrize("kind", [NextCode, LayerMatching, SoftTargets])
+@pytest.mark.parametrize("size", [1, 3])
+def test_micro_batches_have_the_gradient_of_the_whole_batch(kind, size):
+    teacher, windows, found = new_prior(6).double(), melody_windows(), []
+    codes, upper = windows.batch(0, 4)
+    for micro_batch in (4, size):
+        torch.manual_seed(1)
+        student = new_student(teacher, 3).double()
+        with torch.no_grad():
+            # Zero where layers add nothing at first: no gradient would reach what is before.
+            for parameter in student.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        computing, settings = Computing(recompute=True), Distillation(temperature=2.0)
+        objective = NextCode(student, computing) if kind is NextCode else kind(student, teacher, settings, computing)
+        loss = accumulated(objective, objective, torch.amp.GradScaler(enabled=False), codes, upper, micro_batch)
+        loss.backward()
+        found.append((loss.detach(), objective.terms, {n: p.grad for n, p in student.named_parameters()}))
+    assert any(gradient.abs().max() > 1e-3 for gradient in found[0][2].values() if gradient is not None)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-12)
+
+
+def test_a_run_of_micro_batches_ends_where_one_of_batches_does(tmp_path):
+    found = []
+    for micro_batch in (None, 4, 3):
+        prior = new_prior(3)
+        settings = dataclasses.replace(SETTINGS, micro_batch=micro_batch)
+        train_prior(tmp_path / str(micro_batch), NextCode(prior, Computing()), melody_windows(), 6, settings)
+        found.append(torch.cat([parameter.detach().flatten() for parameter in prior.parameters()]))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    torch.testing.assert_close(found[2], found[0], rtol=1e-3, atol=2e-5)

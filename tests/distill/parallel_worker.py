@@ -1,5 +1,7 @@
 """One process of a run: python parallel_worker.py KIND FOLDER, started by torchrun or alone."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from fastjukebox.distill.parallel import Processes, processes
 from fastjukebox.distill.pipeline import run_all, stages
 from fastjukebox.distill.prior import PriorTraining, train_prior
 from fastjukebox.distill.student import new_student
+from fastjukebox.distill.trainer import TrainingStopped
 from fastjukebox.distill.vqvae import LevelObjective, VQVAETraining
 from fastjukebox.distill.work import Work
 from fastjukebox.engine.config import ConditionerConfig, PriorConfig, VQVAEConfig
@@ -34,6 +37,27 @@ def priors(folder: Path, group: Processes) -> None:
     student = new_student(teacher, 3)
     objective = SoftTargets(student, teacher, Distillation(), Computing())
     train_prior(folder / "student", objective, melody_windows(), STEPS, settings, group)
+
+
+def resumed(folder: Path, group: Processes) -> None:
+    """A prior in one sitting, and one that a signal to the first process stops and a new network goes on with."""
+    settings = PriorTraining(batch=4, learning_rate=5e-3, warm_up=2, measured_windows=1)
+    whole, stopped = melody_windows(), melody_windows()
+    batch = stopped.batch
+
+    def stop(step: int, *given: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if step == 1 and group.is_first:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch(step, *given)
+
+    stopped.batch = stop
+    for name, windows, seed in (("whole", whole, 0), ("resumed", stopped, 0), ("resumed", whole, 1)):
+        torch.manual_seed(seed)
+        try:
+            train_prior(folder / name, NextCode(Prior(CONFIG), Computing()), windows, STEPS, settings, group)
+            assert windows is whole, "was stopped"
+        except TrainingStopped:
+            assert windows is stopped
 
 
 def vqvae(folder: Path, group: Processes) -> None:
@@ -60,5 +84,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     with processes(torch.device("cpu"), sharded=sys.argv[1].startswith("sharded")) as group:
         torch.manual_seed(0)
-        kind = {"priors": priors, "vqvae": vqvae, "stack": stack}[sys.argv[1].removeprefix("sharded-")]
+        kind = {"priors": priors, "resumed": resumed, "vqvae": vqvae, "stack": stack}[
+            sys.argv[1].removeprefix("sharded-")
+        ]
         kind(Path(sys.argv[2]), group)

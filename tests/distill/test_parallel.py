@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from fastjukebox.distill.parallel import Processes, processes
 from fastjukebox.distill.work import Work
+from torch.utils._pytree import tree_leaves
 
 WORKER = Path(__file__).parent / "parallel_worker.py"
 
@@ -51,6 +52,18 @@ def test_two_processes_take_the_steps_of_one(alone, tmp_path):
 def test_a_sharded_network_takes_the_steps_of_a_whole_one(alone, tmp_path):
     run("sharded-priors", tmp_path, count=2)
     assert_close(averages(tmp_path / "teacher"), averages(alone / "teacher"))
+
+
+@pytest.mark.parametrize("kind", ["resumed", "sharded-resumed"])
+def test_stopped_processes_go_on_to_the_same_bits(tmp_path, kind):
+    run(kind, tmp_path, count=2)
+    whole, resumed = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "resumed"))
+    assert whole["step"] == resumed["step"] == 4
+    for part in ("model", "optimizer", "average"):
+        for ours, theirs in zip(tree_leaves(resumed[part]), tree_leaves(whole[part]), strict=True):
+            assert (
+                torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs)) if torch.is_tensor(ours) else ours == theirs
+            )
 
 
 def test_two_processes_minimize_the_vqvaes_loss_of_one(tmp_path):

@@ -95,7 +95,7 @@ class Processes:
         return {"model": model, "optimizer": optimizing}
 
     def load(self, state: dict[str, Any], objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Take what `state` of the first process gave; all have read it, and of a sharded network the first sends it."""
+        """Take what `state` of the first process gave; all have read it, but parts come from the first one."""
         distributed_state.set_state_dict(
             objective,
             optimizer,

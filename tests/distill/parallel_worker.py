@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 # The checkout is made importable as the tests do it.
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
@@ -11,6 +12,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 import conftest  # noqa: F401
 import torch
 from array_store import melody_windows
+from fastjukebox.distill import __main__ as entry
 from fastjukebox.distill.objectives import Computing, Distillation, NextCode, SoftTargets
 from fastjukebox.distill.parallel import Processes, processes
 from fastjukebox.distill.pipeline import run_all, stages
@@ -80,7 +82,25 @@ def stack(folder: Path, group: Processes) -> None:
     run_all(work, stages(work, {2: ("teacher-72",)}))
 
 
+def failing(folder: Path) -> NoReturn:
+    """The command that trains a level of the corpus in `folder`; the second process fails at a step."""
+    whole = LevelObjective.forward
+
+    def forward(self: LevelObjective, audio: torch.Tensor, step: int) -> torch.Tensor:
+        if step == 1 and os.environ["RANK"] == "1":
+            raise ValueError("a song is gone")
+        return whole(self, audio, step)
+
+    LevelObjective.forward = forward
+    options = ["--work", str(folder), "--preset", "tiny", "--level", "2", "--device", "cpu", "--threads", "1"]
+    sys.argv[1:] = ["vqvae", *options]
+    entry.main()
+    raise SystemExit("did not fail")
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "failing":
+        failing(Path(sys.argv[2]))
     torch.set_num_threads(1)
     with processes(torch.device("cpu"), sharded=sys.argv[1].startswith("sharded")) as group:
         torch.manual_seed(0)

@@ -22,7 +22,7 @@ def main() -> None:
 
         from . import audio_commands  # noqa: F401
         from .commands import train
-        from .pipeline import EXPECTED, message
+        from .pipeline import expected, message
 
         raise_when_stopped()
         try:
@@ -35,10 +35,10 @@ def main() -> None:
         except Stopped as stopped:
             click.echo(str(stopped), err=True)
             sys.exit(stopped.exit_code)
-        except EXPECTED as error:
-            click.echo(f"error: {message(error)}", err=True)
-            _leave(2)
-        except Exception:
+        except Exception as error:
+            if expected(error):
+                click.echo(f"error: {message(error)}", err=True)
+                _leave(2)
             if "RANK" not in os.environ:
                 raise
             traceback.print_exc()

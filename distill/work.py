@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from ..engine import checkpoint
@@ -34,7 +35,7 @@ from .objectives import LayerMatching, NextCode, Objective, SoftTargets
 from .parallel import Processes
 from .presets import PRESETS, Preset
 from .prior import PriorTraining, load_averaged, train_prior
-from .run_folder import FIGURES, check_same, read_figures, read_json, record, write_figures
+from .run_folder import FIGURES, check_same, not_written, read_figures, read_json, record, write_figures
 from .student import new_student, share_embeddings
 from .systems import SYSTEMS, TEACHER, UPSAMPLERS, System, system
 from .vqvae import load_level, train_level
@@ -287,6 +288,7 @@ class Work:
         Raises:
             NotTrained: a prior of it is not done.
             ValueError: `out` holds a checkpoint already, and is not to be overwritten, or cannot be written to.
+            OSError: there is no room for it.
         """
         config_file, files = checkpoint.CONFIG_FILE, checkpoint.network_files(self.preset.config)
         if not overwrite and (held := [file for file in (config_file, *files) if (out / file).exists()]):
@@ -301,9 +303,12 @@ class Work:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as whole:
             for file, network in networks.items():
                 new, theirs = Path(whole) / file, base / file if base else None
-                checkpoint.save_network(new, network)
-                if theirs and theirs.exists() and theirs.read_bytes() != new.read_bytes():
-                    checkpoint.save_network(new, network, base=theirs)
+                try:
+                    checkpoint.save_network(new, network)
+                    if theirs and theirs.exists() and theirs.read_bytes() != new.read_bytes():
+                        checkpoint.save_network(new, network, base=theirs)
+                except (OSError, SafetensorError) as error:
+                    raise OSError(not_written(out / file, error)) from None
             # Without its config a folder is no checkpoint.
             (out / config_file).unlink(missing_ok=True)
             for file in networks:

@@ -24,7 +24,6 @@ from ..engine.stopping import Interrupted, on_stop, own_handlers
 from .parallel import Processes
 from .run_folder import STATE, read_state, unfit, write_state
 
-
 # A large state takes minutes to save: at least so many times that long lies between two.
 SAVES_APART = 20
 

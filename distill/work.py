@@ -24,10 +24,10 @@ from tqdm import tqdm
 from ..engine import checkpoint
 from ..engine.config import JukeboxConfig
 from ..engine.prior import Prior
-from ..engine.vqvae import VQVAE
+from ..engine.vqvae import VQVAE, fingerprint
 from .audio_crops import AudioCrops
 from .audio_folder import Scan, scan
-from .code_store import CodeStore, write_store
+from .code_store import CodeStore, StoreError, write_store
 from .code_windows import CodeWindows
 from .corpus import write_corpus
 from .growth import deepened
@@ -200,6 +200,7 @@ class Work:
         """Train the prior of a system at one level. Raises NotTrained where what it needs is not done."""
         recipe, preset = system(name), self.preset
         self._check(*((need, level) for need in recipe.needs))
+        self._check_codes()
         self.claim()
         windows = self.windows(level)
         self.say(windows.report())
@@ -287,6 +288,7 @@ class Work:
 
         Raises:
             NotTrained: a prior of it is not done.
+            StoreError: the codes that priors were trained on are another VQ-VAE's.
             ValueError: `out` holds a checkpoint already, and is not to be overwritten, or cannot be written to.
             OSError: there is no room for it.
         """
@@ -296,6 +298,7 @@ class Work:
         if base and out.exists() and base.samefile(out):
             raise ValueError(f"--base {base} is what is written: give another folder")
         networks: dict[str, Any] = {checkpoint.VQVAE_FILE: self.vqvae(self.levels)}
+        self._check_codes()
         priors = [self.prior(self.source(name, level, own), level) for level in reversed(self.levels)]
         networks |= {checkpoint.prior_file(level): prior for level, prior in enumerate(priors)}
         config = JukeboxConfig(self.preset.config.vqvae, tuple(prior.config for prior in priors))
@@ -318,6 +321,16 @@ class Work:
                 else:
                     os.replace(new, out / file)
         checkpoint.save_config(out, config, os.path.relpath(base, out) if base else None)
+
+    def _check_codes(self) -> None:
+        """Raises StoreError where the codes are not those of the VQ-VAE that is there."""
+        if not all(self.is_done("vqvae", level) for level in self.levels):
+            return
+        if self.has_codes and self.codes().fingerprint != fingerprint(self.vqvae(self.levels)):
+            raise StoreError(
+                f"{self.folder / 'codes'} holds codes of another VQ-VAE than {self.folder / 'vqvae'}: move that away, "
+                "run `fastjukebox-train encode` again, and train what was trained on them anew"
+            )
 
     def _check(self, *runs: tuple[str, int]) -> None:
         for name, level in runs:

@@ -190,6 +190,14 @@ class Work:
             raise NotTrained(f"{self.folder} holds no codes yet: run `fastjukebox-train encode` first")
         return CodeStore(self.folder / "codes")
 
+    @property
+    def heard_corpus(self) -> bool:
+        """Whether the codes, or the VQ-VAE as long as there are none, are of the corpus."""
+        names = [f"song-{index:04d}.flac" for index in range(self.preset.corpus.songs)]
+        if self.has_codes:
+            return self.corpus.exists() and [song.path for song in self.codes().songs] == names
+        return self.corpus.exists()
+
     def windows(self, level: int) -> CodeWindows:
         """Training windows of one level."""
         config = self.preset.config.priors[level]

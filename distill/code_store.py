@@ -258,9 +258,16 @@ class CodeStore:
             for number, length in enumerate(manifest["shards"][str(level)]):
                 self._shards[level, number] = self._open(_shard_path(path, level, number), length)
 
+    def _scan(self) -> Scan:
+        return Scan(self.path, self.songs, self.skipped, *self._others)
+
     def report(self) -> str:
         """What is in it, and what its folder of audio held beside that: `Scan.report`."""
-        return Scan(self.path, self.songs, self.skipped, *self._others).report()
+        return self._scan().report()
+
+    def identity(self) -> str:
+        """The songs in short, as `Scan.identity` has those of a folder."""
+        return self._scan().identity(self.sample_rate)
 
     def _open(self, path: Path, length: int) -> np.ndarray:
         try:

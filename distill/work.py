@@ -178,6 +178,14 @@ class Work:
         self.processes.wait()
         store = self.codes()
         self.say(store.report())
+        encoded = store.identity()
+        for level in self.levels:
+            heard = (read_json(self.run_folder("vqvae", level) / AUDIO) or {}).get("audio", encoded)
+            if heard != encoded:
+                self.say(
+                    f"note: vqvae level {level} was trained on {heard}, and the codes are of {encoded}: other songs, "
+                    "or others of them held out (--held-out). Figures may be of songs that it was trained on"
+                )
         return store
 
     @property

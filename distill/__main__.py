@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+from typing import NoReturn
 
 from ..engine.stopping import Stopped, end_at_once, own_handlers, raise_when_stopped
 from . import GO_ON
@@ -20,7 +22,7 @@ def main() -> None:
 
         from . import audio_commands  # noqa: F401
         from .commands import train
-        from .pipeline import EXPECTED, message
+        from .pipeline import expected, message
 
         raise_when_stopped()
         try:
@@ -33,9 +35,24 @@ def main() -> None:
         except Stopped as stopped:
             click.echo(str(stopped), err=True)
             sys.exit(stopped.exit_code)
-        except EXPECTED as error:
-            click.echo(f"error: {message(error)}", err=True)
-            sys.exit(2)
+        except Exception as error:
+            if expected(error):
+                click.echo(f"error: {message(error)}", err=True)
+                _leave(2)
+            if "RANK" not in os.environ:
+                raise
+            traceback.print_exc()
+            _leave(1)
+
+
+def _leave(code: int) -> NoReturn:
+    if "RANK" in os.environ:
+        # The error's frames hold a network whose exchange with the other processes is not over: taking that apart waits
+        # for Python's lock, which this process holds meanwhile, and torchrun waits for this process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

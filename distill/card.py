@@ -11,8 +11,8 @@ from .work import Work
 
 def card(work: Work) -> str:
     """Markdown. Every figure is one that the runs left behind."""
-    preset, config = work.preset, work.preset.config
-    corpus, vqvae = preset.corpus, config.vqvae
+    config = work.preset.config
+    vqvae = config.vqvae
     vqvae_rows, prior_rows, minutes = [], [], 0.0
     for level in sorted(work.levels):
         if found := work.figures("vqvae", level):
@@ -35,19 +35,23 @@ def card(work: Work) -> str:
     if work.preset.distillation.share_embeddings:
         kept = "embeddings, start tokens, heads and conditioners of their teachers"
         shared = f"- Students keep the {kept}, which are stored once.\n"
+    grows = ""
+    if any(work.shallow_figures(level) for level in work.levels):
+        grows = (
+            " A teacher grows: a shallow network\nlearns first, then layers that do nothing at first are put between "
+            "its own, and all of them learn."
+        )
+    about, data, commands, licence = _corpus_texts(work) if work.heard_corpus else _audio_texts(work)
     return f"""# {work.preset_name.capitalize()} stack: model card
 
-Three-level stacks trained by this repository's own code on music that it renders itself. They are there so that a fresh
-clone can make audible music, and so that the whole path can be tested; they are no models of recorded music.
+{about}
 
-- Data: {corpus.songs} songs of {corpus.seconds:g} s from `distill/corpus.py`, seed {work.seed}, {vqvae.sample_rate} Hz,
-  mono; {corpus.held_out} of them are held out, and every figure of a prior is measured on those.
-- Commands: `fastjukebox-train stack --work WORK --preset {work.preset_name} --seed {work.seed}`, then
-  `fastjukebox-train export` for each system.
+- Data: {data}
+- Commands: {commands}
 - Time: {minutes / 60:.1f} hours over all runs together, on the machine that trained them.
 - Weights: FP16 safetensors. Priors have width {priors.width} and windows of {priors.context_len} codes.
 {shared}- A system that was trained or exported at the top level only has the upsamplers of {UPSAMPLERS}.
-- Licence: MIT, as the repository; the data is generated, so no other licence applies.
+- Licence: {licence}
 
 ## VQ-VAE
 
@@ -58,11 +62,44 @@ magnitude spectrograms over three resolutions; a higher level keeps less of the 
 
 ## Priors
 
-A code that could be anything would cost {vqvae.codebook_size.bit_length() - 1} bits. A teacher grows: a shallow network
-learns first, then layers that do nothing at first are put between its own, and all of them learn.
+A code that could be anything would cost {vqvae.codebook_size.bit_length() - 1} bits.{grows}
 
 {_table(prior_header, prior_rows)}
 """
+
+
+def _corpus_texts(work: Work) -> tuple[str, str, str, str]:
+    """What the stack is, its data, commands and licence, where all is the corpus."""
+    corpus, rate = work.preset.corpus, work.preset.config.vqvae.sample_rate
+    return (
+        "Three-level stacks trained by this repository's own code on music that it renders itself. They are there so "
+        "that a fresh\nclone can make audible music, and so that the whole path can be tested; they are no models of "
+        "recorded music.",
+        f"{corpus.songs} songs of {corpus.seconds:g} s from `distill/corpus.py`, seed {work.seed}, {rate} Hz,\n"
+        f"  mono; {corpus.held_out} of them are held out, and every figure of a prior is measured on those.",
+        f"`fastjukebox-train stack --work WORK --preset {work.preset_name} --seed {work.seed}`, then\n"
+        "  `fastjukebox-train export` for each system.",
+        "MIT, as the repository; the data is generated, so no other licence applies.",
+    )
+
+
+def _audio_texts(work: Work) -> tuple[str, str, str, str]:
+    """The same of a user's own audio."""
+    data = f"a folder of audio, {work.preset.config.vqvae.sample_rate} Hz, mono; it is not encoded yet."
+    if work.has_codes:
+        store = work.codes()
+        minutes, held_out = sum(song.seconds for song in store.songs) / 60, len(store.indices("held_out"))
+        data = (
+            f"{len(store.songs)} songs of a folder of audio, {minutes:.1f} minutes, taken as {store.sample_rate} Hz "
+            f"mono;\n  {held_out} of them are held out, and every figure of a prior is measured on those."
+        )
+    return (
+        "Three-level stacks trained by Fast Jukebox on a folder of audio.",
+        data,
+        f"`fastjukebox-train vqvae`, `encode`, `prior` and `distill` with `--preset {work.preset_name} --seed "
+        f"{work.seed}`, then\n  `fastjukebox-train export` for each system.",
+        "that of the audio decides; Fast Jukebox knows nothing about it.",
+    )
 
 
 def _prior_row(found: dict[str, Any]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ..engine.vqvae import VQVAE, fingerprint
 from .audio_folder import Scan, Skipped, Song, label_key, list_files, read, read_labels, scan, unmatched_labels
-from .run_folder import write_json
+from .run_folder import not_written, write_json
 
 FORMAT = 1
 
@@ -155,7 +155,10 @@ def _encode(
                     codes = vqvae.encode(audio, int(level))[0].cpu().numpy()
                     if len(codes) != count:
                         raise StoreError(f"{song.path} gives {len(codes)} codes of level {level}, not {count}")
-                    shard.put(offset, codes.astype(dtype))
+                    try:
+                        shard.put(offset, codes.astype(dtype))
+                    except OSError as error:
+                        raise StoreError(not_written(shard.path, error)) from None
                 if offset + count == shard.length:
                     shard.finish()
             bar.update()
@@ -255,9 +258,16 @@ class CodeStore:
             for number, length in enumerate(manifest["shards"][str(level)]):
                 self._shards[level, number] = self._open(_shard_path(path, level, number), length)
 
+    def _scan(self) -> Scan:
+        return Scan(self.path, self.songs, self.skipped, *self._others)
+
     def report(self) -> str:
         """What is in it, and what its folder of audio held beside that: `Scan.report`."""
-        return Scan(self.path, self.songs, self.skipped, *self._others).report()
+        return self._scan().report()
+
+    def identity(self) -> str:
+        """The songs in short, as `Scan.identity` has those of a folder."""
+        return self._scan().identity(self.sample_rate)
 
     def _open(self, path: Path, length: int) -> np.ndarray:
         try:

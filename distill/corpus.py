@@ -6,13 +6,13 @@ samples at 44.1 kHz, the top level's hop, so that equal notes lie alike in the c
 """
 
 import csv
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile as sf
 
+from .run_folder import whole
 from .synth import Note, mix
 
 SAMPLE_RATE = 44100
@@ -268,17 +268,14 @@ def write_corpus(folder: Path, songs: int, seconds: float, seed: int = 0) -> Non
         song = compose(seed * 100_000 + index)
         path = folder / f"song-{index:04d}.flac"
         if not _is_complete(path, song, round(seconds * SAMPLE_RATE)):
-            part = path.with_suffix(".part")
-            with sf.SoundFile(part, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC") as file:
+            audio = render(song, seconds)
+            with whole(path) as part, sf.SoundFile(part, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC") as file:
                 file.comment = repr(song)
-                file.write(render(song, seconds))
-            os.replace(part, path)
+                file.write(audio)
         rows.append(
             (path.name, song.seed, song.tonic, song.mode, song.tempo, song.valence, song.arousal, song.quadrant)
         )
-    part = folder / "labels.part"
-    with part.open("w", newline="") as table:
+    with whole(folder / "labels.csv") as part, part.open("w", newline="") as table:
         writer = csv.writer(table)
         writer.writerow(("file", "seed", "tonic", "mode", "tempo", "valence", "arousal", "quadrant"))
         writer.writerows(rows)
-    os.replace(part, folder / "labels.csv")

@@ -95,13 +95,14 @@ class Processes:
         return {"model": model, "optimizer": optimizing}
 
     def load(self, state: dict[str, Any], objective: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Take what `state` of the first process gave; the others' is not looked at."""
+        """Take what `state` of the first process gave; all have read it, but parts come from the first one."""
         distributed_state.set_state_dict(
             objective,
             optimizer,
             model_state_dict=state["model"],
             optim_state_dict=state["optimizer"],
-            options=FULL_FROM_FIRST if self.count > 1 else FULL,
+            # Not with DDP: PyTorch then gives only the first process's names DDP's prefix.
+            options=FULL_FROM_FIRST if self.sharded else FULL,
         )
 
 

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from ..engine.stopping import Interrupted, raise_when_stopped
+from .run_folder import out_of_memory
 from .systems import SYSTEMS
 from .trainer import TrainingDiverged
 from .work import Work
@@ -41,15 +42,15 @@ class StageFailed(RuntimeError):
     """A stage ended with an error, which stands above this message."""
 
 
-_MEMORY = (MemoryError, torch.cuda.OutOfMemoryError)
-# What a user can mend.
-EXPECTED = (ValueError, OSError, ImportError, TrainingDiverged, StageFailed, *_MEMORY)
+def expected(error: BaseException) -> bool:
+    """Whether a user can mend it."""
+    return isinstance(error, (ValueError, OSError, ImportError, TrainingDiverged, StageFailed)) or out_of_memory(error)
 
 
 def message(error: BaseException) -> str:
-    """One line for one of EXPECTED."""
+    """One line for an error that is expected."""
     text = " ".join(str(error).split())
-    if isinstance(error, _MEMORY):
+    if out_of_memory(error):
         text = (
             f"not enough memory; `--dry-run` tells how much is needed, and --sharded divides it ({text or 'no more'})"
         )
@@ -119,7 +120,9 @@ def _in_process(folder: Path, preset: str, seed: int, device: str, threads: int,
     # The parent has a line for it.
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)
-    except EXPECTED as error:
+    except Exception as error:
+        if not expected(error):
+            raise
         tqdm.write(f"{stage}: {message(error)}", file=sys.stderr)
         sys.exit(2)
 

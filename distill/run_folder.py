@@ -5,10 +5,11 @@ Each file is whole or not there. Nothing in them is executed when they are read.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,42 @@ class RunError(ValueError):
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
-    """All or nothing."""
+    """All or nothing. Raises RunError, with what was there as it was."""
+    with whole(path) as part:
+        torch.save(dict(state), part)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`, which takes its place when that is done; where it cannot be, it is removed.
+
+    Raises:
+        RunError: there is no room, or no right to write.
+    """
     part = path.with_suffix(".part")
-    torch.save(dict(state), part)
-    os.replace(part, path)
+    try:
+        yield part
+        os.replace(part, path)
+    # PyTorch and soundfile have kinds of their own for a full disk.
+    except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        if out_of_memory(error):
+            raise
+        raise RunError(not_written(path, error)) from None
+
+
+def not_written(path: Path, error: Exception) -> str:
+    """For people; nothing but `path` is lost."""
+    reason = getattr(error, "strerror", None) or _short(error)
+    return f"{path} cannot be written ({reason}); what was saved before is kept: make room and run the command again"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says so; PyTorch's allocator on the CPU has no kind of its own."""
+    told = str(error).lower()
+    kinds = (MemoryError, torch.cuda.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in told or "not enough memory" in told
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -63,10 +96,9 @@ def _short(error: Exception, path: Path | None = None) -> str:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """All or nothing."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(part, path)
+    """All or nothing, as `write_state`."""
+    with whole(path) as part:
+        part.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -51,10 +51,21 @@ def layer_groups(teacher: Sequence[Pattern], student: Sequence[Pattern]) -> tupl
 
 
 def imitated(groups: Sequence[tuple[int, ...]], mapping: Mapping) -> tuple[int, ...]:
-    """The layer of each group that is imitated. Of an even number the middle one is the lower of the two."""
-    return tuple(
+    """The layer of each group that is imitated. Of an even number the middle one is the lower of the two.
+
+    Raises:
+        ValueError: they are not in the teacher's order, as where one pattern's groups are longer than the next one's.
+    """
+    chosen = tuple(
         {"last": group[-1], "middle": group[(len(group) - 1) // 2], "first": group[0]}[mapping] for group in groups
     )
+    if list(chosen) != sorted(chosen):
+        raise ValueError(
+            f"a student of {len(groups)} layers would imitate those of its teacher out of order "
+            f"({', '.join(map(str, chosen[-4:]))} at the end): take a depth with equally many layers of each "
+            "pattern, a multiple of 3"
+        )
+    return chosen
 
 
 def student_config(teacher: PriorConfig, depth: int) -> PriorConfig:

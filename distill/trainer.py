@@ -27,6 +27,9 @@ from .settings import refuse_other
 
 RUN = "run.json"
 
+# A large state takes minutes to save: at least so many times that long lies between two.
+SAVES_APART = 20
+
 
 class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
@@ -117,7 +120,7 @@ def train(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     device = parameters[0].device
     started = time.monotonic() - progress.seconds
-    saved_at = progress.seconds
+    saved_at, wait = progress.seconds, budget.save_seconds
     # Noted, and looked at between steps, so that what is saved is a whole step.
     signals: list[int] = []
 
@@ -152,10 +155,12 @@ def train(
             log.step(progress, rate, processes.mean(loss.detach()), evaluate)
             stop = processes.any(bool(signals), device)
             # One clock decides, the first process's.
-            due = processes.is_first and progress.seconds - saved_at > budget.save_seconds
+            due = processes.is_first and progress.seconds - saved_at > wait
             if stop or processes.any(due, device):
+                began = time.monotonic()
                 _save(path, processes, module, optimizer, extra, progress, budget)
-                saved_at = progress.seconds
+                saved_at = time.monotonic() - started
+                wait = max(budget.save_seconds, SAVES_APART * (time.monotonic() - began))
             if stop:
                 raise stopped()
         _save(path, processes, module, optimizer, extra, progress, budget)

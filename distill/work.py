@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from ..engine import checkpoint
 from ..engine.config import JukeboxConfig
 from ..engine.prior import Prior
-from ..engine.vqvae import VQVAE
+from ..engine.vqvae import VQVAE, fingerprint
 from .audio_crops import AudioCrops
 from .audio_folder import Scan, scan
-from .code_store import CodeStore, write_store
+from .code_store import CodeStore, StoreError, write_store
 from .code_windows import CodeWindows
 from .corpus import write_corpus
 from .growth import deepened
@@ -34,7 +35,7 @@ from .objectives import LayerMatching, NextCode, Objective, SoftTargets
 from .parallel import Processes
 from .presets import PRESETS, Preset
 from .prior import PriorTraining, load_averaged, train_prior
-from .run_folder import FIGURES, check_same, read_figures, read_json, record, write_figures, write_json
+from .run_folder import FIGURES, check_same, not_written, read_figures, read_json, record, write_figures, write_json
 from .settings import differences, parsed, plain, refuse_other
 from .student import new_student, share_embeddings
 from .systems import SYSTEMS, TEACHER, UPSAMPLERS, System, system
@@ -210,6 +211,14 @@ class Work:
         self.processes.wait()
         store = self.codes()
         self.say(store.report())
+        encoded = store.identity()
+        for level in self.levels:
+            heard = (read_json(self.run_folder("vqvae", level) / AUDIO) or {}).get("audio", encoded)
+            if heard != encoded:
+                self.say(
+                    f"note: vqvae level {level} was trained on {heard}, and the codes are of {encoded}: other songs, "
+                    "or others of them held out (--held-out). Figures may be of songs that it was trained on"
+                )
         return store
 
     @property
@@ -222,6 +231,14 @@ class Work:
             raise NotTrained(f"{self.folder} holds no codes yet: run `fastjukebox-train encode` first")
         return CodeStore(self.folder / "codes")
 
+    @property
+    def heard_corpus(self) -> bool:
+        """Whether the codes, or the VQ-VAE as long as there are none, are of the corpus."""
+        names = [f"song-{index:04d}.flac" for index in range(self.preset.corpus.songs)]
+        if self.has_codes:
+            return self.corpus.exists() and [song.path for song in self.codes().songs] == names
+        return self.corpus.exists()
+
     def windows(self, level: int) -> CodeWindows:
         """Training windows of one level."""
         config = self.preset.config.priors[level]
@@ -232,6 +249,7 @@ class Work:
         """Train the prior of a system at one level. Raises NotTrained where what it needs is not done."""
         recipe, preset = system(name), self.preset
         self._check(*((need, level) for need in recipe.needs))
+        self._check_codes()
         self.claim()
         windows = self.windows(level)
         self.say(windows.report())
@@ -319,7 +337,9 @@ class Work:
 
         Raises:
             NotTrained: a prior of it is not done.
+            StoreError: the codes that priors were trained on are another VQ-VAE's.
             ValueError: `out` holds a checkpoint already, and is not to be overwritten, or cannot be written to.
+            OSError: there is no room for it.
         """
         config_file, files = checkpoint.CONFIG_FILE, checkpoint.network_files(self.preset.config)
         if not overwrite and (held := [file for file in (config_file, *files) if (out / file).exists()]):
@@ -327,6 +347,7 @@ class Work:
         if base and out.exists() and base.samefile(out):
             raise ValueError(f"--base {base} is what is written: give another folder")
         networks: dict[str, Any] = {checkpoint.VQVAE_FILE: self.vqvae(self.levels)}
+        self._check_codes()
         priors = [self.prior(self.source(name, level, own), level) for level in reversed(self.levels)]
         networks |= {checkpoint.prior_file(level): prior for level, prior in enumerate(priors)}
         config = JukeboxConfig(self.preset.config.vqvae, tuple(prior.config for prior in priors))
@@ -334,9 +355,12 @@ class Work:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as whole:
             for file, network in networks.items():
                 new, theirs = Path(whole) / file, base / file if base else None
-                checkpoint.save_network(new, network)
-                if theirs and theirs.exists() and theirs.read_bytes() != new.read_bytes():
-                    checkpoint.save_network(new, network, base=theirs)
+                try:
+                    checkpoint.save_network(new, network)
+                    if theirs and theirs.exists() and theirs.read_bytes() != new.read_bytes():
+                        checkpoint.save_network(new, network, base=theirs)
+                except (OSError, SafetensorError) as error:
+                    raise OSError(not_written(out / file, error)) from None
             # Without its config a folder is no checkpoint.
             (out / config_file).unlink(missing_ok=True)
             for file in networks:
@@ -346,6 +370,16 @@ class Work:
                 else:
                     os.replace(new, out / file)
         checkpoint.save_config(out, config, os.path.relpath(base, out) if base else None)
+
+    def _check_codes(self) -> None:
+        """Raises StoreError where the codes are not those of the VQ-VAE that is there."""
+        if not all(self.is_done("vqvae", level) for level in self.levels):
+            return
+        if self.has_codes and self.codes().fingerprint != fingerprint(self.vqvae(self.levels)):
+            raise StoreError(
+                f"{self.folder / 'codes'} holds codes of another VQ-VAE than {self.folder / 'vqvae'}: move that away, "
+                "run `fastjukebox-train encode` again, and train what was trained on them anew"
+            )
 
     def _check(self, *runs: tuple[str, int]) -> None:
         for name, level in runs:

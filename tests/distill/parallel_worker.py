@@ -1,7 +1,10 @@
 """One process of a run: python parallel_worker.py KIND FOLDER, started by torchrun or alone."""
 
+import os
+import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 # The checkout is made importable as the tests do it.
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
@@ -9,11 +12,13 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 import conftest  # noqa: F401
 import torch
 from array_store import melody_windows
+from fastjukebox.distill import __main__ as entry
 from fastjukebox.distill.objectives import Computing, Distillation, NextCode, SoftTargets
 from fastjukebox.distill.parallel import Processes, processes
 from fastjukebox.distill.pipeline import run_all, stages
 from fastjukebox.distill.prior import PriorTraining, train_prior
 from fastjukebox.distill.student import new_student
+from fastjukebox.distill.trainer import TrainingStopped
 from fastjukebox.distill.vqvae import LevelObjective, VQVAETraining
 from fastjukebox.distill.work import Work
 from fastjukebox.engine.config import ConditionerConfig, PriorConfig, VQVAEConfig
@@ -41,6 +46,27 @@ def micro(folder: Path, group: Processes) -> None:
     priors(folder, group, micro_batch=1)
 
 
+def resumed(folder: Path, group: Processes) -> None:
+    """A prior in one sitting, and one that a signal to the first process stops and a new network goes on with."""
+    settings = PriorTraining(batch=4, learning_rate=5e-3, warm_up=2, measured_windows=1)
+    whole, stopped = melody_windows(), melody_windows()
+    batch = stopped.batch
+
+    def stop(step: int, *given: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if step == 1 and group.is_first:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch(step, *given)
+
+    stopped.batch = stop
+    for name, windows, seed in (("whole", whole, 0), ("resumed", stopped, 0), ("resumed", whole, 1)):
+        torch.manual_seed(seed)
+        try:
+            train_prior(folder / name, NextCode(Prior(CONFIG), Computing()), windows, STEPS, settings, group)
+            assert windows is whole, "was stopped"
+        except TrainingStopped:
+            assert windows is stopped
+
+
 def vqvae(folder: Path, group: Processes) -> None:
     """Loss and gradients of a batch whose items are loud, quiet and silent."""
     config = VQVAEConfig(codebook_size=16, code_dim=8, width=8, depth=1, multipliers=(1, 1, 1))
@@ -61,9 +87,28 @@ def stack(folder: Path, group: Processes) -> None:
     run_all(work, stages(work, {2: ("teacher-72",)}))
 
 
+def failing(folder: Path) -> NoReturn:
+    """The command that trains a level of the corpus in `folder`; the second process fails at a step."""
+    whole = LevelObjective.forward
+
+    def forward(self: LevelObjective, audio: torch.Tensor, step: int) -> torch.Tensor:
+        if step == 1 and os.environ["RANK"] == "1":
+            raise ValueError("a song is gone")
+        return whole(self, audio, step)
+
+    LevelObjective.forward = forward
+    options = ["--work", str(folder), "--preset", "tiny", "--level", "2", "--device", "cpu", "--threads", "1"]
+    sys.argv[1:] = ["vqvae", *options]
+    entry.main()
+    raise SystemExit("did not fail")
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "failing":
+        failing(Path(sys.argv[2]))
     torch.set_num_threads(1)
     with processes(torch.device("cpu"), sharded=sys.argv[1].startswith("sharded")) as group:
         torch.manual_seed(0)
-        kind = {"priors": priors, "micro": micro, "vqvae": vqvae, "stack": stack}[sys.argv[1].removeprefix("sharded-")]
+        kinds = {"priors": priors, "micro": micro, "resumed": resumed, "vqvae": vqvae, "stack": stack}
+        kind = kinds[sys.argv[1].removeprefix("sharded-")]
         kind(Path(sys.argv[2]), group)

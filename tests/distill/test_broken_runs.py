@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from fastjukebox.distill.presets import PRESETS
+from fastjukebox.distill.run_folder import read_state, write_state
 
 
 def cut_short(content):
@@ -65,3 +66,17 @@ def test_divergence_is_one_line_and_keeps_the_last_state(stack, tmp_path, monkey
         error = refused(folder, *words, "--level", "2")
         assert f"error: {run_folder}: at step " in error and "state.pt, saved before that, is kept" in error
         assert (run_folder / "state.pt").read_bytes() == before and not (run_folder / "figures.json").exists()
+
+
+def test_codes_of_another_vqvae_are_refused(stack, tmp_path, refused):
+    folder = tmp_path / "w"
+    shutil.copytree(stack, folder)
+    path = folder / "vqvae" / "level_2" / "state.pt"
+    state = read_state(path)
+    state["codebook"]["codebook"] += 1
+    write_state(path, state)
+    for words in (
+        ["prior", "--system", "plain-18", "--level", "2"],
+        ["export", "--system", "teacher-72", "--out", "o"],
+    ):
+        assert f"{folder / 'codes'} holds codes of another VQ-VAE" in refused(folder, *words)

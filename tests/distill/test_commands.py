@@ -303,6 +303,17 @@ def test_the_share_held_out_can_be_chosen(music, tmp_path, refused):
     assert "it takes two songs or more" in error
 
 
+def test_codes_with_another_share_held_out_are_told(music, tmp_path, capsys):
+    work = Work(tmp_path / "w", "tiny")
+    for level in work.levels:
+        work.train_vqvae(level, music, 0.5)
+    work.encode(music, 0.5)
+    assert "was trained on" not in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "w" / "codes")
+    work.encode(music, 0.05)
+    assert capsys.readouterr().out.count("others of them held out (--held-out)") == 3
+
+
 def test_a_vqvae_goes_on_with_the_songs_that_it_was_begun_with(music, tmp_path, refused):
     work = Work(tmp_path / "w", "tiny")
     figures = work.train_vqvae(2, music, 0.05)

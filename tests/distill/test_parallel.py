@@ -11,16 +11,22 @@ import torch
 import torch.distributed as dist
 from fastjukebox.distill.parallel import Processes, processes
 from fastjukebox.distill.work import Work
+from torch.utils._pytree import tree_leaves
 
 WORKER = Path(__file__).parent / "parallel_worker.py"
 
 
-def run(kind: str, folder: Path, count: int = 1) -> str:
-    """What the worker prints alone, or `count` of them under torchrun, in the checkout's namespace."""
+def start(kind: str, folder: Path, count: int = 1) -> subprocess.CompletedProcess[str]:
+    """The worker alone, or `count` of them under torchrun, in the checkout's namespace."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"] if count > 1 else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     command = [sys.executable, *launcher, str(WORKER), kind, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def run(kind: str, folder: Path, count: int = 1) -> str:
+    """What `start` prints."""
+    done = start(kind, folder, count)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -55,6 +61,18 @@ def test_a_sharded_network_takes_the_steps_of_a_whole_one(alone, tmp_path, kind)
     assert_close(averages(tmp_path / "teacher"), averages(alone / "teacher"))
 
 
+@pytest.mark.parametrize("kind", ["resumed", "sharded-resumed"])
+def test_stopped_processes_go_on_to_the_same_bits(tmp_path, kind):
+    run(kind, tmp_path, count=2)
+    whole, resumed = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "resumed"))
+    assert whole["step"] == resumed["step"] == 4
+    for part in ("model", "optimizer", "average"):
+        for ours, theirs in zip(tree_leaves(resumed[part]), tree_leaves(whole[part]), strict=True):
+            assert (
+                torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs)) if torch.is_tensor(ours) else ours == theirs
+            )
+
+
 def test_two_processes_minimize_the_vqvaes_loss_of_one(tmp_path):
     # One of the two has silence only.
     found = []
@@ -70,6 +88,12 @@ def test_a_sharded_stack_comes_from_one_folder(tmp_path):
     assert told.count("AdamW instead of Muon") == 1 and told.count("so not sharded") == 3
     work = Work(tmp_path / "work", "tiny")
     assert work.is_done("teacher-72", 2) and len(work.codes().songs) == work.preset.corpus.songs
+
+
+def test_all_processes_end_when_one_fails(tmp_path):
+    Work(tmp_path, "tiny").write_corpus()
+    done = start("failing", tmp_path, count=2)
+    assert done.returncode and "error: a song is gone" in done.stderr, done.stderr[-3000:]
 
 
 def test_processes_wait_longer_than_the_first_one_encodes(monkeypatch):

@@ -47,6 +47,29 @@ def test_groups_cover_the_teacher_in_order(depth, data):
         assert max(sizes) - min(sizes) <= 1 and sizes == sorted(sizes, reverse=True)
 
 
+@pytest.mark.parametrize("mapping", ["last", "middle", "first"])
+@given(st.integers(1, 26), st.data())
+def test_layers_are_imitated_in_order_or_not_at_all(mapping, cycles, data):
+    depth = data.draw(st.integers(3, 3 * cycles))
+    groups = layer_groups(patterns(3 * cycles), patterns(depth))
+    try:
+        chosen = imitated(groups, mapping)
+    except ValueError:
+        assert depth % 3, "three patterns of one length keep their order"
+    else:
+        assert list(chosen) == sorted(set(chosen)) and len(chosen) == depth
+
+
+def test_layers_out_of_order_are_refused():
+    with pytest.raises(ValueError, match=r"20 layers .* out of order \(61, 71, 69, 70 at the end\).* multiple of 3"):
+        imitated(layer_groups(patterns(72), patterns(20)), "last")
+    for depth in (18, 24):
+        step = 72 // depth
+        groups = layer_groups(patterns(72), patterns(depth))
+        ends = tuple(3 * step * (index // 3 + 1) - 3 + index % 3 for index in range(depth))
+        assert imitated(groups, "last") == ends
+
+
 @pytest.mark.parametrize("teacher, student", [(6, 7), (6, 2), (4, 6)])
 def test_groups_that_cannot_be_are_refused(teacher, student):
     with pytest.raises(ValueError, match="cannot stand for a teacher"):

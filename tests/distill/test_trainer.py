@@ -4,9 +4,11 @@ import json
 import math
 import os
 import signal
+import time
 
 import pytest
 import torch
+from fastjukebox.distill import trainer
 from fastjukebox.distill.run_folder import read_figures, write_figures
 from fastjukebox.distill.trainer import Budget, TrainingDiverged, TrainingStopped, train
 from torch import nn
@@ -107,6 +109,18 @@ def test_signal_handlers_are_given_back(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     run(tmp_path, 2)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_saves_that_take_long_are_far_apart(tmp_path, monkeypatch):
+    saved = []
+
+    def write_state(path, state):
+        saved.append(state["step"])
+        time.sleep(0.5)
+
+    monkeypatch.setattr(trainer, "write_state", write_state)
+    run(tmp_path, 30, save_seconds=0.0)
+    assert saved == [1, 30]
 
 
 def test_tensorboard_gets_the_figures(tmp_path):

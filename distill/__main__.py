@@ -43,12 +43,15 @@ def main() -> None:
                 raise
             traceback.print_exc()
             _leave(1)
+        if "RANK" in os.environ:
+            _leave(0)
 
 
 def _leave(code: int) -> NoReturn:
     if "RANK" in os.environ:
-        # The error's frames hold a network whose exchange with the other processes is not over: taking that apart waits
-        # for Python's lock, which this process holds meanwhile, and torchrun waits for this process.
+        # An error's frames hold a network whose exchange with the other processes is not over: taking that apart waits
+        # for Python's lock, which this process holds meanwhile, and torchrun waits for this process. And where all went
+        # well, a thread of PyTorch's that is still there now and then ends the interpreter's own end by an abort.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

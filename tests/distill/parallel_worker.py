@@ -112,3 +112,5 @@ if __name__ == "__main__":
         kinds = {"priors": priors, "micro": micro, "resumed": resumed, "vqvae": vqvae, "stack": stack}
         kind = kinds[sys.argv[1].removeprefix("sharded-")]
         kind(Path(sys.argv[2]), group)
+    # As the command leaves.
+    entry._leave(0)

@@ -39,7 +39,7 @@ def test_settings_are_set_by_name():
 @pytest.mark.parametrize(
     ("assignment", "told"),
     [
-        ("prior.speed=1", "'speed' is none of batch, learning_rate, matrix_learning_rate"),
+        ("prior.speed=1", "'speed' is none of batch, micro_batch, learning_rate, matrix_learning_rate"),
         ("temperature=2", "none of config, corpus, crop"),
         ("epochs.3.layers=1", "'3' is none of 0, 1, 2"),
         ("prior.batch=2.5", "prior.batch must be a whole number; not 2.5"),

@@ -53,19 +53,26 @@ def layer_groups(teacher: Sequence[Pattern], student: Sequence[Pattern]) -> tupl
 def imitated(groups: Sequence[tuple[int, ...]], mapping: Mapping) -> tuple[int, ...]:
     """The layer of each group that is imitated. Of an even number the middle one is the lower of the two.
 
+    Where a depth gives one pattern fewer layers than the next, so that its groups are longer, some layers would be
+    imitated out of the teacher's order, such as 71, 69, 70 at the end of 20 of 72. Such a layer imitates the latest of
+    its group that comes before what the next one imitates: 68, 69, 70.
+
     Raises:
-        ValueError: they are not in the teacher's order, as where one pattern's groups are longer than the next one's.
+        ValueError: no layer of a group does.
     """
-    chosen = tuple(
+    chosen = [
         {"last": group[-1], "middle": group[(len(group) - 1) // 2], "first": group[0]}[mapping] for group in groups
-    )
-    if list(chosen) != sorted(chosen):
-        raise ValueError(
-            f"a student of {len(groups)} layers would imitate those of its teacher out of order "
-            f"({', '.join(map(str, chosen[-4:]))} at the end): take a depth with equally many layers of each "
-            "pattern, a multiple of 3"
-        )
-    return chosen
+    ]
+    for index in reversed(range(len(groups) - 1)):
+        if chosen[index] >= chosen[index + 1]:
+            earlier = [layer for layer in groups[index] if layer < chosen[index + 1]]
+            if not earlier:
+                raise ValueError(
+                    f"a student of {len(groups)} layers would imitate those of its teacher out of order: take a depth "
+                    "with equally many layers of each pattern, a multiple of 3"
+                )
+            chosen[index] = earlier[-1]
+    return tuple(chosen)
 
 
 def student_config(teacher: PriorConfig, depth: int) -> PriorConfig:

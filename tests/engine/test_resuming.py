@@ -1,7 +1,9 @@
 """Runs that were stopped anywhere, resumed: the same codes and audio as undisturbed."""
 
 import dataclasses
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from fastjukebox.engine import Jukebox, SamplingParams, runs
@@ -67,3 +69,10 @@ def test_killed_within_a_window_and_resumed_equals_undisturbed(jukebox, tmp_path
         total = sum(codes.numel() for codes in expected.codes)
         assert progress[-1].done == progress[-1].total <= total
         assert (progress[-1].total < total) == (kill_at > 3 * 24)
+
+
+def test_numbers_of_any_kind_are_plain_ones(jukebox, tmp_path):
+    params = SamplingParams(seconds=Fraction(1, 100), temperature=np.float32(0.5), top_p=(np.float64(0.9), 1, 1))
+    assert (type(params.seconds), type(params.temperature), params.top_p) == (float, float, (0.9, 1.0, 1.0))
+    jukebox.sample(params, run_dir=tmp_path / "run")
+    assert Run.open(tmp_path / "run").request.params == params

@@ -35,6 +35,14 @@ class OptionalBuild(build_ext):
 
     def copy_extensions_to_source(self) -> None:
         built = [ext for ext in self.extensions if Path(self.build_lib, self.get_ext_filename(ext.name)).exists()]
+        for ext in self.extensions:
+            made = Path(self.build_lib, self.get_ext_filename(ext.name))
+            folder = Path(self.get_finalized_command("build_py").get_package_dir(ext.name.rpartition(".")[0]))
+            # What an earlier build has left, a library of other sources too.
+            for name in (made.name, "_decode.missing"):
+                (folder / name).unlink(missing_ok=True)
+            if (made.parent / "_decode.missing").exists():
+                self.copy_file(str(made.parent / "_decode.missing"), str(folder / "_decode.missing"))
         self.extensions, extensions = built, self.extensions
         super().copy_extensions_to_source()
         self.extensions = extensions

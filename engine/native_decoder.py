@@ -60,9 +60,14 @@ class TeamSize:
         best = self.best
         if not self.calls_left and len(self.counts) > 1 and time.monotonic() >= self.next_trial:
             self.trial = self.other(best)
-            self.calls_left, self.lost = self.TRIAL_CALLS, 0.0
+            # The first call of all only tells how long the others may be.
+            self.calls_left, self.lost = self.TRIAL_CALLS + (self.trial not in self.recent), 0.0
         if self.calls_left:
-            steps = self.TRIAL_SECONDS / self.TRIAL_CALLS / self.cost(self.other(self.trial))
+            known = self.recent.get(self.trial)
+            if not known:
+                # It may be slower by any factor.
+                return self.trial, 1
+            steps = self.TRIAL_SECONDS / max(self.TRIAL_CALLS * self.cost(self.other(self.trial)), min(known))
             return self.trial, max(1, int(steps))
         return best, max(1, int(seconds / self.cost(best)))
 

@@ -101,7 +101,11 @@ class Crew:
         return done.result()
 
     def _work(self) -> None:
-        alone(self.threads)
+        try:
+            alone(self.threads)
+        except BaseException as error:
+            # Else the caller would wait for what nobody computes.
+            self.failed(error)
         while (chain := self._take()) is not None:
             try:
                 need = next(chain, None)

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import hashlib
 import importlib.machinery
+import os
 from collections.abc import Iterator
 from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_uint64, c_void_p
 from functools import lru_cache
@@ -156,6 +157,11 @@ def _libgomp() -> ctypes.CDLL | None:
     return None
 
 
+# A forked process has its parent's pool without the threads: who waits for those waits for ever.
+_forked = list[bool]()
+os.register_at_fork(after_in_child=lambda: _forked.append(True))
+
+
 def rest_pytorch_threads() -> None:
     """Let the threads of PyTorch's last parallel region end.
 
@@ -163,7 +169,7 @@ def rest_pytorch_threads() -> None:
     cores that cost a quarter of a window's time. `omp_pause_resource_all` (OpenMP 5.0) concerns the calling thread's
     own pool; PyTorch starts another when it needs one.
     """
-    gomp = _libgomp()
+    gomp = None if _forked else _libgomp()
     if gomp is not None and hasattr(gomp, "omp_pause_resource_all"):
         gomp.omp_pause_resource_all(1)
 

@@ -297,3 +297,29 @@ def test_a_twin_has_the_same_weights_and_a_cache_of_its_own():
     for decoder, found, prompt, seed in ((first, task, 20, 7), (twin, other, 33, 8)):
         again = make_task(prior, 2, prompt, cond=True, seed=seed)
         assert torch.equal(found.codes, decode(NativeDecoder(prior, 2), again)), decoder
+
+
+def test_threads_that_cannot_begin_are_an_error_and_no_wait(jukebox, monkeypatch):
+    def cannot(threads):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(overlap, "alone", cannot)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        jukebox.sample(PARAMS)
+
+
+def test_a_forked_process_samples(tiny_model):
+    """The pool of PyTorch's threads is not copied; waiting for it would never end."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); import conftest, os, torch\n"
+        "from fastjukebox.engine import Jukebox, SamplingParams\n"
+        "torch.set_num_threads(2); torch.randn(500, 500) @ torch.randn(500, 500)\n"
+        f"jukebox = Jukebox.from_pretrained({str(tiny_model)!r}, backend='native')\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    torch.set_num_threads(1)\n"
+        "    jukebox.sample(SamplingParams(seconds=0.05)); os._exit(7)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "7\n", done.stderr

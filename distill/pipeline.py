@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..engine.memory import is_out_of_memory
 from ..engine.stopping import Interrupted, raise_when_stopped
-from .run_folder import out_of_memory
 from .systems import SYSTEMS
 from .trainer import TrainingDiverged
 from .work import Work
@@ -44,13 +44,15 @@ class StageFailed(RuntimeError):
 
 def expected(error: BaseException) -> bool:
     """Whether a user can mend it."""
-    return isinstance(error, (ValueError, OSError, ImportError, TrainingDiverged, StageFailed)) or out_of_memory(error)
+    return isinstance(error, (ValueError, OSError, ImportError, TrainingDiverged, StageFailed)) or is_out_of_memory(
+        error
+    )
 
 
 def message(error: BaseException) -> str:
     """One line for an error that is expected."""
     text = " ".join(str(error).split())
-    if out_of_memory(error):
+    if is_out_of_memory(error):
         text = (
             f"not enough memory; `--dry-run` tells how much is needed, and --sharded divides it ({text or 'no more'})"
         )

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from ..engine.memory import is_out_of_memory
+
 STATE, FIGURES = "state.pt", "figures.json"
 
 
@@ -43,7 +45,7 @@ def whole(path: Path) -> Iterator[Path]:
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise RunError(not_written(path, error)) from None
 
@@ -52,13 +54,6 @@ def not_written(path: Path, error: Exception) -> str:
     """For people; nothing but `path` is lost."""
     reason = getattr(error, "strerror", None) or _short(error)
     return f"{path} cannot be written ({reason}); what was saved before is kept: make room and run the command again"
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether it says so; PyTorch's allocator on the CPU has no kind of its own."""
-    told = str(error).lower()
-    kinds = (MemoryError, torch.cuda.OutOfMemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in told or "not enough memory" in told
 
 
 def read_state(path: Path) -> dict[str, Any]:

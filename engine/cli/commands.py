@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import click
 
 from .. import version
+from ..memory import is_out_of_memory
 from ..stopping import Stopped
 from .files import convert, decode, encode, info
 from .sampling import continue_, resume, sample, upsample
@@ -64,17 +65,13 @@ def run(args: Sequence[str]) -> int:
         return 2
 
 
-# How Python, PyTorch and CUDA say it.
-OUT_OF_MEMORY = "not enough memory", "out of memory", "can't allocate memory", "Cannot allocate memory"
-
-
 def _message(error: Exception) -> str:
     """One line for whatever went wrong."""
     if isinstance(error, click.UsageError) and error.ctx:
         text = f"{error.format_message()} (see `{error.ctx.command_path} --help`)"
     elif isinstance(error, click.ClickException):
         text = error.format_message()
-    elif isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+    elif is_out_of_memory(error):
         text = f"not enough memory: try a smaller --batch-size or fewer --seconds ({error})"
     elif isinstance(error, OSError):
         text = f"{error.filename}: {error.strerror}" if error.filename else str(error)

@@ -322,3 +322,38 @@ assert decode(decoder, make_task(prior)).equal(expected)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert set(done.stdout.splitlines()) <= {"OSError True", "MemoryError True"} and done.stdout.count("\n") == 2
+
+
+def test_a_team_that_is_slower_by_any_factor_is_found_out_in_single_steps(monkeypatch):
+    """Where there are more threads than cores, a step may take hundreds of times as long."""
+    now, team, slow = [0.0], TeamSize(32), []
+    monkeypatch.setattr("fastjukebox.engine.native_decoder.time.monotonic", lambda: now[0])
+    for _ in range(100):
+        threads, steps = team.next_call(0.25)
+        seconds = steps * (0.05 if threads == 32 else 1e-4)
+        slow += [steps] if threads == 32 else []
+        now[0] += seconds
+        team.measured(threads, steps, seconds)
+    assert slow and max(slow) == 1
+
+
+def test_top_p_ends_where_denormals_are_flushed():
+    """A logit of exactly zero, whose successor is a denormal."""
+    code = (
+        f"import sys; sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}\n"
+        "import conftest, torch\n"
+        "from native_cases import LevelSampling, decode, make_prior, make_task\n"
+        "from fastjukebox.engine.native_decoder import NativeDecoder\n"
+        "torch.set_num_threads(1)\n"
+        "prior = make_prior(codebook_size=64)\n"
+        "prior.token_embedding[:] = 0.05 * torch.randn_like(prior.token_embedding)\n"
+        "prior.token_embedding[:40] = 0\n"
+        "found = []\n"
+        "for flush in (False, True):\n"
+        "    torch.set_flush_denormal(flush)\n"
+        "    task = make_task(prior, sampling=LevelSampling(1.0, 0, 0.05))\n"
+        "    found.append(decode(NativeDecoder(prior, 1), task).clone())\n"
+        "print(torch.equal(*found))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n", done.stderr

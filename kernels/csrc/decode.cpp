@@ -14,6 +14,7 @@
 #include <functional>
 #include <new>
 #include <system_error>
+#include <type_traits>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -58,7 +59,10 @@ constexpr int TILE = 3;
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#if __GNUC__ >= 10
+#pragma GCC target("prefer-vector-width=512")
+#endif
 namespace avx512 {
 constexpr int TILE = 8;
 #undef INLINE
@@ -75,7 +79,10 @@ constexpr int TILE = 8;
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
+#if __GNUC__ >= 10
+#pragma GCC target("prefer-vector-width=512")
+#endif
 namespace avx512_vnni {
 constexpr int TILE = 8;
 #undef INLINE

@@ -14,10 +14,12 @@ core, and none waits to be woken up while there is work.
 from __future__ import annotations
 
 import atexit
+import math
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
@@ -41,6 +43,9 @@ FIRST_PART, PART_SECONDS, UPPER_PART = 16, 0.25, 32
 LAST_PART = 16
 # How often, at most, the caller is told of codes.
 TOLD_SECONDS = 0.05
+# Samples in a batch where there are several groups of them: so many share what a step reads for little more than one's
+# time, and each takes a cache.
+GROUP_BATCH = 4
 
 # Work of least rank goes first: nearest to the audio, then sampling before preparing, then in the order of windows.
 Rank = tuple[int, int, int]
@@ -72,7 +77,9 @@ class Crew:
         self.threads, self.filled, self.failed = threads, filled, failed
         self.waiting = list[tuple[Need, Chain]]()
         self.idle, self.stopped = 0, False
-        self.changed = threading.Condition()
+        # Taken by itself: an interruption while the condition takes it would leave it taken.
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
         self.workers = [threading.Thread(target=self._work, name="sampling", daemon=True) for _ in range(count)]
 
     def start(self) -> None:
@@ -82,7 +89,7 @@ class Crew:
     def add(self, chain: Chain) -> None:
         """Up to what it needs first, a chain runs here."""
         need = next(chain)
-        with self.changed:
+        with self.lock:
             self.waiting.append((need, chain))
             self.changed.notify()
 
@@ -114,12 +121,12 @@ class Crew:
                 self.failed(error)
                 continue
             if need is not None:
-                with self.changed:
+                with self.lock:
                     self.waiting.append((need, chain))
 
     def _take(self) -> Chain | None:
         """The chain whose next piece is the most urgent that can be computed; None: no more."""
-        with self.changed:
+        with self.lock:
             place = None
             while not self.stopped and (place := self._most_urgent()) is None:
                 self.idle += 1
@@ -144,16 +151,17 @@ class Crew:
 
     def end(self) -> None:
         """Stop all threads, and wait for them whatever happens: one in C++ must not outlive the interpreter."""
-        with self.changed:
-            self.stopped = True
-            self.changed.notify_all()
         interrupted = None
-        for worker in self.workers:
-            while worker.is_alive():
-                try:
-                    worker.join()
-                except KeyboardInterrupt as again:
-                    interrupted = again
+        while not self.stopped or any(worker.is_alive() for worker in self.workers):
+            try:
+                with self.lock:
+                    self.stopped = True
+                    self.changed.notify_all()
+                for worker in self.workers:
+                    if worker.is_alive():
+                        worker.join()
+            except KeyboardInterrupt as again:
+                interrupted = again
         # Their caches go now.
         self.waiting.clear()
         if interrupted:
@@ -171,12 +179,15 @@ class _Windows:
     def __init__(self, sampling: Sampling, crew: Crew, tell: Callable[[tuple[int, int] | Window], None]) -> None:
         self.sampling, self.crew, self.tell = sampling, crew, tell
 
-    def chain(self, windows: Sequence[Window], prior: Prior, decoder: OverlappingDecoder) -> Chain:
-        """`windows` one after another. Tells of codes sampled at a level, and of each window that is done."""
+    def chain(
+        self, windows: Sequence[Window], batches: Sequence[tuple[int, range]], prior: Prior, decoder: OverlappingDecoder
+    ) -> Chain:
+        """`windows` one after another, each for some batches with their numbers. Tells of codes sampled at a level, and
+        of each window when it is done for a batch."""
         for window in windows:
-            for batch, items in enumerate(self.sampling.params.batches):
+            for batch, items in batches:
                 yield from self.window(window, batch, items, prior, decoder)
-            self.tell(window)
+                self.tell(window)
 
     def window(self, window: Window, batch: int, items: range, prior: Prior, decoder: OverlappingDecoder) -> Chain:
         level, sampling, filled = window.level, self.sampling, self.crew.filled
@@ -227,9 +238,16 @@ def run(
     """Sample `windows`; each is yielded when its codes are in `sampling.codes`, complete. `backend` is an overlapping
     one. `sampled(level, codes)` is called, from the caller's thread, for every few codes.
     """
-    threads, batches = torch.get_num_threads(), sampling.params.batches
-    # Of each decoder: on many cores there is more than one for each window.
-    team = max(1, threads // 2)
+    threads, params = torch.get_num_threads(), sampling.params
+    # The windows of one batch keep two cores busy: on more, samples are divided into groups, each with its decoders.
+    pairs = max(1, threads // 2)
+    size = min(params.batch_size, math.ceil(params.num_samples / pairs))
+    if pairs > 1:
+        size = min(size, max(GROUP_BATCH, math.ceil(params.batch_size / pairs)))
+    batches = list(enumerate(replace(params, batch_size=size).batches))
+    groups = min(len(batches), pairs)
+    # Of each decoder: fewer samples than that leave several for each window.
+    team = max(1, threads // (2 * groups))
     # For the caller's thread: codes sampled at a level, a window done, or what went wrong.
     events: SimpleQueue[tuple[int, int] | Window | BaseException] = SimpleQueue()
     crew = Crew(threads // team, threads, [[count] * len(batches) for count in sampling.filled], events.put)
@@ -244,18 +262,22 @@ def run(
         with one_thread():
             for level in sorted({window.level for window in windows}, reverse=True):
                 prior, own = priors(level, resident=True), [window for window in windows if window.level == level]
-                decoder = cast("OverlappingDecoder", backend.build(prior, len(batches[0])))
+                decoder = cast("OverlappingDecoder", backend.build(prior, size))
                 for turn in range(min(2, len(own))):
-                    crew.add(chains.chain(own[turn::2], prior, decoder.twin(team)))
-        left = len(windows)
-        while left:
+                    for group in range(groups):
+                        crew.add(chains.chain(own[turn::2], batches[group::groups], prior, decoder.twin(team)))
+        missing = {window: len(batches) for window in windows}
+        while missing:
             event = events.get()
             if isinstance(event, BaseException):
                 raise event
             if isinstance(event, tuple):
                 sampled(*event)
             else:
-                left -= 1
+                missing[event] -= 1
+                if missing[event]:
+                    continue
+                del missing[event]
                 # A chain may tell of its window late, when the next one is done as well.
                 sampling.filled[event.level] = max(sampling.filled[event.level], event.stop)
                 yield event

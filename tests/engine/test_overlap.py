@@ -40,9 +40,17 @@ def one_after_another(jukebox, *args, **options):
         torch.set_num_threads(2)
 
 
-@pytest.mark.parametrize("threads", [2, 3, 5])
+@pytest.mark.parametrize("threads", [2, 3, 5, 8])
 @pytest.mark.parametrize(
-    "changes", [{}, {"level": 1}, {"hop_fraction": 1.0}, {"num_samples": 1, "top_p": 0.8}, {"seconds": 0.01}]
+    "changes",
+    [
+        {},
+        {"level": 1},
+        {"hop_fraction": 1.0},
+        {"num_samples": 1, "top_p": 0.8},
+        {"seconds": 0.01},
+        {"num_samples": 11, "batch_size": 16},
+    ],
 )
 def test_the_codes_are_those_of_one_window_after_another(jukebox, changes, threads, monkeypatch):
     params = dataclasses.replace(PARAMS, **changes)
@@ -53,6 +61,36 @@ def test_the_codes_are_those_of_one_window_after_another(jukebox, changes, threa
     assert_same(jukebox.sample(params), expected)
     assert used
     torch.set_num_threads(2)
+
+
+@pytest.mark.parametrize(
+    ("threads", "samples", "batch_size", "groups", "size", "team"),
+    [
+        (2, 12, 8, 1, 8, 1),
+        (3, 2, 8, 1, 2, 1),
+        (4, 1, 8, 1, 1, 2),
+        (6, 5, 8, 3, 2, 1),
+        (7, 40, 16, 3, 6, 1),
+        (8, 40, 2, 4, 2, 1),
+        (9, 30, 8, 4, 4, 1),
+        (12, 2, 8, 2, 1, 3),
+    ],
+)
+def test_samples_are_divided_over_many_cores(jukebox, threads, samples, batch_size, groups, size, team, monkeypatch):
+    twins, crews, twin, crew = [], [], NativeDecoder.twin, overlap.Crew
+
+    def counted(decoder, team):
+        twins.append((len(decoder.cache[0].keys), team))
+        return twin(decoder, team)
+
+    monkeypatch.setattr(NativeDecoder, "twin", counted)
+    monkeypatch.setattr(overlap, "Crew", lambda count, *args: (crews.append(count), crew(count, *args))[1])
+    torch.set_num_threads(threads)
+    jukebox.sample(dataclasses.replace(PARAMS, num_samples=samples, batch_size=batch_size, level=1))
+    torch.set_num_threads(2)
+    # Two decoders of each of two levels and each group.
+    assert twins == [(size, team)] * 4 * groups
+    assert crews == [threads // team]
 
 
 def test_prompts_are_taken_in_part_by_part_and_catch_up(jukebox, monkeypatch):
@@ -184,6 +222,20 @@ def test_interrupted_again_while_threads_end_it_still_waits_for_them(jukebox, mo
     with pytest.raises(KeyboardInterrupt):
         jukebox.sample(dataclasses.replace(PARAMS, seconds=2), progress=interrupt)
     assert len(interrupts) == 3
+
+
+def test_interrupted_while_it_tells_threads_to_end_it_tells_them_again(crew, monkeypatch):
+    one, notify_all = crew(2), threading.Condition.notify_all
+    one.start()
+
+    def interrupted(condition):
+        monkeypatch.setattr(threading.Condition, "notify_all", notify_all)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Condition, "notify_all", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        one.end()
+    assert not any(worker.is_alive() for worker in one.workers)
 
 
 def test_other_threads_keep_their_number(jukebox):

@@ -16,14 +16,14 @@ from .native_library import Conditioner, Convolution, check, library
 
 
 class NativeConditioner:
-    """FP32, on the calling thread, which other Python threads do not wait for."""
+    """In FP32. A row depends on neither the number of threads nor how many rows there are."""
 
     def __init__(
         self, tensors: Mapping[str, Tensor], *, stages: int, stride: int, dilations: Sequence[int], res_scale: float
     ) -> None:
         """tensors: named as in engine.prior.Conditioner. dilations: of the residual blocks of each stage."""
         self._weights = PackedWeights()
-        self.upper_ratio = stride**stages
+        self.upper_ratio, self.steps = stride**stages, 1 + stages * (len(dilations) + 1)
         inner, self.width, _ = tensors["upsampler.into.weight"].shape
         hidden = tensors["upsampler.stacks.0.0.dilated.weight"].shape[0] if dilations else inner
 
@@ -78,15 +78,17 @@ class NativeConditioner:
             found.append(self._convolution(weight[:, :, taps].permute(2, 0, 1), bias, 1, first))
         return found
 
-    def __call__(self, upper_codes: Tensor) -> Tensor:
-        """Upper codes [B, n] (int64) -> frame condition [B, n * upper_ratio, W]."""
+    def __call__(self, upper_codes: Tensor, threads: int = 1) -> Tensor:
+        """Upper codes [B, n] (int64) -> frame condition [B, n * upper_ratio, W]. Other Python threads do not wait for
+        it, and an interruption waits for one convolution of an item at most, or a residual block."""
         codes = upper_codes.contiguous()
         # Whatever PyTorch's defaults are at the moment: C++ writes here.
-        shape = len(codes), codes.shape[1] * self.upper_ratio, self.width
-        found = torch.empty(shape, dtype=torch.float32, device="cpu")
+        place = {"dtype": torch.float32, "device": "cpu"}
+        found = torch.empty(len(codes), codes.shape[1] * self.upper_ratio, self.width, **place)
+        room = torch.empty(library().fastjukebox_condition_room(byref(self._conditioner), codes.shape[1]), **place)
         for item, out in zip(codes, found, strict=True):
-            status = library().fastjukebox_condition(
-                byref(self._conditioner), item.data_ptr(), len(item), out.data_ptr()
-            )
-            check(status, 1)
+            room.zero_()
+            pointers = item.data_ptr(), len(item), out.data_ptr(), room.data_ptr()
+            for step in range(self.steps):
+                check(library().fastjukebox_condition(byref(self._conditioner), *pointers, step, threads), threads)
         return found

@@ -123,7 +123,10 @@ def library() -> ctypes.CDLL:
     lib.fastjukebox_isa.restype = c_char_p
     for function in (lib.fastjukebox_decode, lib.fastjukebox_prefill):
         function.argtypes = [POINTER(Model), POINTER(Task), c_int32, c_int32, c_int32]
-    lib.fastjukebox_condition.argtypes = [POINTER(Conditioner), c_void_p, c_int32, c_void_p]
+    place = [POINTER(Conditioner), c_void_p, c_int32, c_void_p, c_void_p]
+    lib.fastjukebox_condition.argtypes = [*place, c_int32, c_int32]
+    lib.fastjukebox_condition_room.argtypes = [POINTER(Conditioner), c_int32]
+    lib.fastjukebox_condition_room.restype = c_int64
     mirrored = (Model, Layer, Task, Convolution, Conditioner)
     sizes = (c_int32 * len(mirrored))()
     lib.fastjukebox_sizes(sizes)

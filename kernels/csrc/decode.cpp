@@ -142,10 +142,15 @@ extern "C" int fastjukebox_prefill(const Model *model, const Task *task, int32_t
   return call(functions, *model, *task, start, stop, threads);
 }
 
-extern "C" int fastjukebox_condition(const Conditioner *conditioner, const int64_t *codes, int32_t count, float *out) {
-  using Condition = void (*)(const Conditioner &, const int64_t *, int, float *);
+extern "C" int fastjukebox_condition(const Conditioner *conditioner, const int64_t *codes, int32_t count, float *out,
+                                     float *room, int32_t step, int32_t threads) {
+  using Condition = void (*)(const Conditioner &, const int64_t *, int, float *, float *, int, int);
   static const Condition functions[] = EVERY_SET(condition);
-  return call(functions, *conditioner, codes, count, out);
+  return call(functions, *conditioner, codes, count, out, room, step, threads);
+}
+
+extern "C" int64_t fastjukebox_condition_room(const Conditioner *conditioner, int32_t count) {
+  return portable::Kept(*conditioner, count, nullptr).floats;
 }
 
 extern "C" const char *fastjukebox_isa(void) {

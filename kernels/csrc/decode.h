@@ -82,8 +82,12 @@ int fastjukebox_decode(const Model *model, const Task *task, int32_t start, int3
 // every earlier position.
 int fastjukebox_prefill(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads);
 
-// Writes out[count * stride^stages, width] from codes[count], on the calling thread.
-int fastjukebox_condition(const Conditioner *conditioner, const int64_t *codes, int32_t count, float *out);
+// One of the 1 + stages * (depth + 1) steps that write out[count * stride^stages, width] from codes[count]: the first
+// convolution, each residual block and each stage's end, so that a caller may stop between two of them. `room` keeps what
+// is there after a step: as many floats as fastjukebox_condition_room says, zeros before the first.
+int fastjukebox_condition(const Conditioner *conditioner, const int64_t *codes, int32_t count, float *out, float *room,
+                          int32_t step, int32_t threads);
+int64_t fastjukebox_condition_room(const Conditioner *conditioner, int32_t count);
 
 // The instruction set in use: "avx512-vnni", "avx512", "avx2" or "portable".
 const char *fastjukebox_isa(void);

@@ -27,7 +27,7 @@ def start(kind: str, folder: Path, count: int = 1) -> subprocess.CompletedProces
 def run(kind: str, folder: Path, count: int = 1) -> str:
     """What `start` prints."""
     done = start(kind, folder, count)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 

@@ -148,7 +148,7 @@ bool check(const Sizes &sizes, int top_k, float top_p) {
   return sizes.stored != FP16 || agrees("stored as FP32", sizes, sample(wide, 0, 9, 1, top_k, top_p), whole, 0);
 }
 
-// Conditions of ragged sizes: finite, and on every instruction set about what the portable one gives.
+// Conditions of ragged sizes: finite, the same on any number of threads, and on every instruction set about what the portable one gives.
 bool conditions() {
   const struct {
     int width, inner, hidden, stages, depth, stride, count;
@@ -180,11 +180,20 @@ bool conditions() {
                                   floats(size_t(9) * sizes.width), floats(sizes.width), floats(sizes.width), convolutions.data()};
     std::vector<int64_t> codes;
     for (int i = 0; i < sizes.count; ++i) codes.push_back(random() % 9);
-    std::vector<float> portable, found(size_t(sizes.count) * ratio * sizes.width);
+    std::vector<float> portable, alone, found(size_t(sizes.count) * ratio * sizes.width);
     for (int isa = 0; isa < 4; ++isa) {
       fastjukebox_limit(isa);
-      std::fill(found.begin(), found.end(), NAN);
-      fastjukebox_condition(&conditioner, codes.data(), sizes.count, found.data());
+      for (int threads : {1, 3}) {
+        std::fill(found.begin(), found.end(), NAN);
+        std::vector<float> room(fastjukebox_condition_room(&conditioner, sizes.count));
+        for (int step = 0; step < 1 + sizes.stages * (sizes.depth + 1); ++step)
+          fastjukebox_condition(&conditioner, codes.data(), sizes.count, found.data(), room.data(), step, threads);
+        if (threads == 1) alone = found;
+      }
+      if (found != alone) {
+        std::printf("%s: a condition of width %d depends on the threads\n", fastjukebox_isa(), sizes.width);
+        return false;
+      }
       if (isa == 0) portable = found;
       for (size_t i = 0; i < found.size(); ++i) {
         if (std::abs(found[i] - portable[i]) < 1e-3f) continue;

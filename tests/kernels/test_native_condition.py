@@ -48,9 +48,10 @@ def test_it_is_within_the_rounding_of_pytorch(width, inner, depth, upsampling, r
         found = decoder.condition(codes)
         assert found.shape == (2, count * stride**stages, width)
         assert_within_budget(lambda weights: found, plain, prior.token_embedding)
-        # One by one, and again.
+        # One by one, and again, and by several threads.
         for item in range(2):
             assert torch.equal(decoder.condition(codes[item : item + 1])[0], found[item])
+        assert torch.equal(decoder.twin(3).condition(codes), found)
 
 
 def test_every_weight_counts():

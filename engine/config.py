@@ -7,6 +7,7 @@ appendix B), and the unconditional 6144-code top priors of Fast Jukebox (Appl. S
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -54,7 +55,10 @@ class VQVAEConfig:
                 f"downs {self.downs}, strides {self.strides} and multipliers {self.multipliers} "
                 "must have one entry per level"
             )
-        _check_strides(*self.strides)
+        _check_sizes(
+            self, "levels", "codebook_size", "code_dim", "width", "depth", "sample_rate", "downs", "multipliers"
+        )
+        _check_convolutions(self, *self.strides)
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ class ConditionerConfig:
         return self.stride**self.stages
 
     def __post_init__(self) -> None:
-        _check_strides(self.stride)
+        _check_sizes(self, "width", "depth", "stages")
+        _check_convolutions(self, self.stride)
 
 
 @dataclass(frozen=True)
@@ -124,9 +129,11 @@ class PriorConfig:
         return tuple(self.pattern_cycle[layer % len(self.pattern_cycle)] for layer in range(self.depth))
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "context_len", "num_rows", "codebook_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        _check_sizes(
+            self, "width", "depth", "heads", "context_len", "num_rows", "codebook_size", "attn_width", "mlp_width"
+        )
+        if self.level < 0 or not self.pattern_cycle:
+            raise ValueError(f"level {self.level} with pattern_cycle {self.pattern_cycle}: 0 or more, and at least one")
         if self.context_len % self.num_rows:
             raise ValueError(f"context_len {self.context_len} is not a multiple of num_rows {self.num_rows}")
         if self.attn_width % self.heads:
@@ -163,7 +170,17 @@ class JukeboxConfig:
                 )
 
 
-def _check_strides(*strides: int) -> None:
+def _check_sizes(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if min(value) < 1 if isinstance(value, tuple) else value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+
+
+def _check_convolutions(config: VQVAEConfig | ConditionerConfig, *strides: int) -> None:
+    _check_sizes(config, "dilation_growth", *(["dilation_cycle"] if config.dilation_cycle is not None else []))
+    if not 1 <= config.conv_ratio * config.width < math.inf:
+        raise ValueError(f"conv_ratio {config.conv_ratio} leaves no channels of {config.width}")
     # The convolutions of 2 * stride taps are padded by half a stride.
     if any(stride < 2 or stride % 2 for stride in strides):
         raise ValueError(f"strides must be even, not {strides}")
@@ -183,8 +200,14 @@ def from_json(kind: type[Config], values: dict[str, Any]) -> Config:
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}; it has {', '.join(hints)}")
+    found = dict[str, Any]()
+    for name, value in values.items():
+        try:
+            found[name] = _parse(hints[name], value)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{kind.__name__}, {name}: {error}") from None
     try:
-        return kind(**{name: _parse(hints[name], value) for name, value in values.items()})
+        return kind(**found)
     except TypeError as error:
         raise ValueError(f"{kind.__name__}: {error}") from None
 
@@ -196,7 +219,13 @@ def _parse(hint: Any, value: Any) -> Any:
     if typing.get_origin(hint) is tuple:
         return tuple(_parse(arguments[0], item) for item in value)
     if dataclasses.is_dataclass(hint):
-        return from_json(typing.cast(type, hint), value)
+        if not isinstance(value, dict):
+            raise ValueError(f"{value!r} holds no fields")
+        return from_json(typing.cast(type, hint), typing.cast("dict[str, Any]", value))
+    if hint in (int, bool, float):
+        fits = isinstance(value, (int, float) if hint is float else hint) and isinstance(value, bool) == (hint is bool)
+        if not fits or not math.isfinite(value):
+            raise ValueError(f"{value!r} is no {hint.__name__}")
     return hint(value)
 
 

@@ -180,7 +180,7 @@ def test_wrong_shapes_are_named_both(folder, shape):
         (lambda values: values["priors"][1].update(heads=0), "heads"),
         (lambda values: values["priors"][1].update(num_rows=0), "num_rows"),
         (lambda values: values["priors"][1].update(width="wide"), "wide"),
-        (lambda values: values["priors"][1].update(width=None), "NoneType"),
+        (lambda values: values["priors"][1].update(width=None), "width: None is no int"),
         (lambda values: values["priors"][1].update(pattern_cycle=["diagonal"]), "diagonal"),
         (lambda values: values["priors"].reverse(), r"priors\[0\] is a prior of level 2"),
         (lambda values: values["vqvae"].update(codebook_size=99), "has 37 codes, the VQ-VAE 99"),

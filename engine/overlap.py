@@ -4,7 +4,8 @@ A decode step of a small network is too short to be shared: threads that meet tw
 different windows are there to be computed side by side. Each level has two decoders with the same weights, in turns:
 while one samples a window, the other prepares the next, whose prompt comes code by code, and begins where the first
 ends. So a core samples the bottom level without pause, and what else there is to do, prompts, conditions and the levels
-above, is done by the others in time.
+above, is done by the others in time. That keeps two cores busy; on more of them samples are divided into groups, each
+with decoders of its own.
 
 What a decoder does is a chain of short pieces of work, each told by what it waits for. There are no more threads than
 pieces are computed at once, and each takes the most urgent one that can be done: so no two of them are put on the same

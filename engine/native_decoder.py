@@ -103,6 +103,8 @@ class NativeDecoder:
 
     # A call into C++ cannot be interrupted: it is kept to about this long.
     SECONDS_PER_CALL = 0.25
+    # Positions of a prompt that a call takes in at least: so many share what is read of the weights (PROMPT_ROWS).
+    FEWEST_POSITIONS = 64
 
     def __init__(self, prior: Prior, batch: int, int8: bool = False) -> None:
         if prior.device.type != "cpu" or prior.dtype != torch.float32:
@@ -112,7 +114,7 @@ class NativeDecoder:
         self.cache = self._new_cache(batch)
         self.team = TeamSize(torch.get_num_threads())
         # Of a prompt, as many as a call takes in.
-        self.prompt_positions = config.row_len
+        self.prompt_positions = min(config.row_len, self.FEWEST_POSITIONS)
         weights = native.PackedWeights(int8)
         self.model = native.NativeModel(
             weights,
@@ -165,7 +167,7 @@ class NativeDecoder:
     def extend(self, start: int, stop: int) -> None:
         task, row_len = self.task, self.prior.config.row_len
         native_library.rest_pytorch_threads()
-        # A first call tells how long a row of the window takes.
+        # A first call tells how long positions take.
         while start < stop:
             last = min(start + self.prompt_positions, stop)
             begun = time.perf_counter()
@@ -178,7 +180,8 @@ class NativeDecoder:
                 threads=self.team.best,
             )
             seconds = (time.perf_counter() - begun) / (last - start)
-            self.prompt_positions = max(1, int(self.SECONDS_PER_CALL / seconds) // row_len) * row_len
+            fitting = int(self.SECONDS_PER_CALL / seconds)
+            self.prompt_positions = max(fitting // row_len * row_len or fitting, self.FEWEST_POSITIONS)
             start = last
 
     def run(self, start: int, stop: int) -> None:

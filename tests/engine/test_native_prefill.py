@@ -88,11 +88,18 @@ def test_start_cond_and_calls_of_any_length(monkeypatch):
     prior = make_prior()
     task = make_task(prior, 2, 60, cond=True)
     task = WindowTask(**{**vars(task), "start_cond": torch.randn(2, 1, prior.config.width)})
-    whole, pieces = poisoned(NativeDecoder(prior, 2)), poisoned(NativeDecoder(prior, 2))
+    whole = poisoned(NativeDecoder(prior, 2))
     whole.prefill(task)
-    # A call for every row.
+    # On a slow machine calls begin and end within rows.
     monkeypatch.setattr(NativeDecoder, "SECONDS_PER_CALL", 0.0)
+    monkeypatch.setattr(NativeDecoder, "FEWEST_POSITIONS", 5)
+    pieces, calls = poisoned(NativeDecoder(prior, 2)), []
+    prefill = pieces.model.prefill
+    monkeypatch.setattr(
+        pieces.model, "prefill", lambda codes, *ends, **options: (calls.append(ends), prefill(codes, *ends, **options))
+    )
     pieces.prefill(task)
+    assert calls == [(start, start + 5) for start in range(0, 60, 5)] and prior.config.row_len > 5
     eager = poisoned(EagerDecoder(prior, 2))
     eager.prefill(task)
     for one, other, plain in zip(kept(whole), kept(pieces), kept(eager)):

@@ -24,8 +24,8 @@ from .packing import quantize_int8
 PANEL = 16
 KEY_BLOCK = 16
 STORED = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
-# Of a task's codes, items, frame_cond and start_cond.
-TASK_DTYPES = (torch.int64, torch.int64, torch.float32, torch.float32)
+# Of a task.
+TENSORS = {"codes": torch.int64, "items": torch.int64, "frame_cond": torch.float32, "start_cond": torch.float32}
 PATTERNS = {"row": 0, "column": 1, "previous_row": 2, "dense": 3}
 
 
@@ -161,7 +161,8 @@ class NativeModel:
         threads: int,
     ) -> None:
         """Write codes start ... stop - 1. All tensors are contiguous and on the CPU. Lets other Python threads run."""
-        task = _task(
+        task = self._task(
+            (start, stop),
             codes,
             items,
             frame_cond,
@@ -187,26 +188,23 @@ class NativeModel:
     ) -> None:
         """Put positions start ... stop - 1 into the cache, which holds all earlier ones: to the bit what `decode` would
         leave there."""
-        task = _task(codes, None, frame_cond, start_cond)
+        task = self._task((start, stop), codes, None, frame_cond, start_cond)
         check(library().fastjukebox_prefill(byref(self._model), byref(task), start, stop, threads), threads)
 
-
-def _task(
-    codes: Tensor, items: Tensor | None, frame_cond: Tensor | None, start_cond: Tensor | None, **sampling: float
-) -> Task:
-    """Its pointers are good as long as the tensors."""
-    for tensor, dtype in zip((codes, items, frame_cond, start_cond), TASK_DTYPES, strict=True):
-        if tensor is not None and not (tensor.is_contiguous() and tensor.dtype is dtype):
-            found = f"{tensor.dtype} {tuple(tensor.shape)} of strides {tensor.stride()}"
-            raise ValueError(f"a contiguous tensor of {dtype} is needed, not {found}")
-    return Task(
-        batch=len(codes),
-        codes=codes.data_ptr(),
-        items=None if items is None else items.data_ptr(),
-        frame_cond=None if frame_cond is None else frame_cond.data_ptr(),
-        start_cond=None if start_cond is None else start_cond.data_ptr(),
-        **sampling,
-    )
+    def _task(self, positions: tuple[int, int], codes: Tensor, *others: Tensor | None, **sampling: float) -> Task:
+        """Of codes, items, frame_cond and start_cond; its pointers are good as long as they. Raises ValueError for what
+        does not fit: C++ believes all of it."""
+        batch, length, width = len(codes), self._model.context_len, self._model.width
+        if not 0 <= positions[0] <= positions[1] <= length:
+            raise ValueError(f"positions {positions[0]} to {positions[1]} of a window of {length}")
+        shapes = (batch, length), (batch,), (batch, length, width), (batch, 1, width)
+        pointers = dict[str, int | None]()
+        for (name, dtype), tensor, shape in zip(TENSORS.items(), (codes, *others), shapes, strict=True):
+            if tensor is not None and not (tensor.is_contiguous() and tensor.dtype is dtype and tensor.shape == shape):
+                found = f"{tensor.dtype} {tuple(tensor.shape)} of strides {tensor.stride()}"
+                raise ValueError(f"{name} must be a contiguous tensor {shape} of {dtype}, not {found}")
+            pointers[name] = None if tensor is None else tensor.data_ptr()
+        return Task(batch=batch, **pointers, **sampling)
 
 
 class LayerCache:

@@ -294,7 +294,7 @@ def test_what_it_cannot_hold_is_refused():
     with pytest.raises(ValueError, match="3 items for a decoder of 2"):
         NativeDecoder(prior, 2).prefill(make_task(prior, batch=3))
     task = make_task(prior)
-    with pytest.raises(ValueError, match=r"torch\.int64 is needed, not torch\.int32"):
+    with pytest.raises(ValueError, match=r"codes must be .* of torch\.int64, not torch\.int32"):
         decode(NativeDecoder(prior, 1), dataclasses.replace(task, codes=task.codes.int()))
 
 
@@ -357,3 +357,30 @@ def test_top_p_ends_where_denormals_are_flushed():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "True\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "positions", "message"),
+    [
+        ({}, (0, 97), "positions 0 to 97 of a window of 96"),
+        ({}, (-1, 4), "positions -1 to 4"),
+        ({}, (5, 4), "positions 5 to 4"),
+        ({"codes": torch.zeros(2, 40, dtype=torch.long)}, (0, 4), r"codes must be a contiguous tensor \(2, 96\)"),
+        ({"codes": torch.zeros(2, 96)}, (0, 4), "of torch.int64, not torch.float32"),
+        ({"items": torch.arange(1)}, (0, 4), r"items must be a contiguous tensor \(2,\)"),
+        ({"frame_cond": torch.zeros(1, 96, 48)}, (0, 4), r"frame_cond must be a contiguous tensor \(2, 96, 48\)"),
+        ({"frame_cond": torch.zeros(2, 96, 1).expand(2, 96, 48)}, (0, 4), "strides"),
+        ({"start_cond": torch.zeros(2, 1, 47)}, (0, 4), r"start_cond must be a contiguous tensor \(2, 1, 48\)"),
+    ],
+)
+def test_what_would_be_read_or_written_beyond_its_end_is_refused(changes, positions, message):
+    prior = make_prior(width=48, context_len=96, num_rows=8)
+    task, decoder = make_task(prior, 2), NativeDecoder(prior, 2)
+    task = dataclasses.replace(task, **changes)
+    conditions = {"frame_cond": task.frame_cond, "start_cond": task.start_cond}
+    sampling = {"seed": 0, "offset": 0, "level": 0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    with pytest.raises(ValueError, match=message):
+        decoder.model.decode(task.codes, task.items, *positions, threads=1, **conditions, **sampling)
+    if "items" not in changes:
+        with pytest.raises(ValueError, match=message):
+            decoder.model.prefill(task.codes, *positions, threads=1, **conditions)

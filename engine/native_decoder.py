@@ -152,7 +152,7 @@ class NativeDecoder:
     def condition(self, upper_codes: Tensor) -> Tensor:
         if self.conditioner is None:
             raise ValueError(f"the level {self.prior.config.level} prior has no conditioner")
-        return self.conditioner(upper_codes, threads=self.team.counts[-1])
+        return self.conditioner(upper_codes, self.team.counts[-1])
 
     def prefill(self, task: WindowTask) -> None:
         self.begin(task)

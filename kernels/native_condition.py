@@ -78,7 +78,7 @@ class NativeConditioner:
             found.append(self._convolution(weight[:, :, taps].permute(2, 0, 1), bias, 1, first))
         return found
 
-    def __call__(self, upper_codes: Tensor, threads: int = 1) -> Tensor:
+    def __call__(self, upper_codes: Tensor, threads: int) -> Tensor:
         """Upper codes [B, n] (int64) -> frame condition [B, n * upper_ratio, W]. Other Python threads do not wait for
         it, and an interruption waits for one convolution of an item at most, or a residual block."""
         codes = upper_codes.contiguous()

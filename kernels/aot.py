@@ -28,7 +28,7 @@ from triton.compiler import ASTSource
 from . import fused
 from .attention_aot import attention_specializations
 from .packing import PackedWeight
-from .pattern_groups import Specialization
+from .pattern_groups import COMPILED_FOR, Specialization
 from .reference import attention_parts
 
 # Bytes of shared memory that one program can have on each architecture (CUDA C++ Programming Guide, table "Technical
@@ -100,7 +100,7 @@ class Resources:
 
 
 def decode_specializations(name: str, shape: Shape, stored: str) -> Iterator[Specialization]:
-    """All kernels of a decode step of one item with weights stored as `stored`."""
+    """All kernels of a decode step of one item with weights stored as `stored`, for COMPILED_FOR."""
     int8 = stored == "int8"
     weight_dtype = STORED[stored]
     # Whatever is not quantized is FP16 beside int8.
@@ -145,13 +145,8 @@ def decode_specializations(name: str, shape: Shape, stored: str) -> Iterator[Spe
 
 
 def compile_one(specialization: Specialization, architecture: int) -> Resources:
-    """Compile for one architecture (90: sm_90) and read the resource usage out of the binary.
-
-    Programmatic dependent launch is part of the kernels from sm_90 on.
-    """
-    constants = dict(specialization.constexprs)
-    if "PDL" in specialization.kernel.arg_names:
-        constants["PDL"] = architecture >= 90
+    """Compile for one architecture (90: sm_90) and read the resource usage out of the binary."""
+    constants = specialization.constexprs
     source = ASTSource(specialization.kernel, specialization.signature, constants, specialization.attrs)
     target = GPUTarget("cuda", architecture, 32)
     compiled = triton.compile(source, target=target, options=dict(specialization.options))
@@ -182,7 +177,9 @@ def specializations(architecture: int, name: str, stored: str, attention: bool =
     if stored == "bf16" and architecture < 80:
         return []
     shape = SHAPES[name]
+    token = COMPILED_FOR.set(architecture)
     found = {one.name: one for one in decode_specializations(name, shape, stored)}
+    COMPILED_FOR.reset(token)
     if attention and stored != "int8":
         row_len = shape.context_len // shape.num_rows
         sizes = row_len, shape.num_rows, shape.head_dim, STORED[stored], architecture

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .gemv import gemv, load_outputs, load_rows, tile
+from .gemv import load_items, load_outputs, load_weights, multiply, outputs, places, tile
 from .launch import launch
 from .pattern_groups import Specialization
 
@@ -31,27 +31,35 @@ def _down_residual(
     N_OUT: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    ITEMS: tl.constexpr,
+    STAGES: tl.constexpr,
+    TENSOR: tl.constexpr,
     PDL: tl.constexpr,
 ):
     if PDL:
         gdc_launch_dependents()
-    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    weights = load_rows(weight_ptr, row, 0, N_IN, N_OUT, BLOCK_K)
+    row = outputs(BLOCK_N)
+    first_weights = load_weights(weight_ptr, 0, N_IN, N_OUT, BLOCK_N, BLOCK_K, TENSOR)
     bias = load_outputs(bias_ptr, row, N_OUT)
     scale = None if scale_ptr is None else load_outputs(scale_ptr, row, N_OUT)
     if PDL:
         gdc_wait()
-    start = tl.program_id(1) * GROUP
-    for item in tl.range(start, tl.minimum(start + GROUP, batch), disable_licm=True):  # pyright: ignore[reportGeneralTypeIssues]
-        y = gemv(hidden_ptr + item * N_IN, weight_ptr, weights, row, item, N_IN, N_OUT, BLOCK_K)
+    for first in tl.range(0, batch, ITEMS, num_stages=STAGES, disable_licm=True):  # pyright: ignore[reportGeneralTypeIssues]
+        item = first + tl.arange(0, ITEMS)
+        hidden = load_items(hidden_ptr, item, batch, 0, N_IN, BLOCK_K)
+        y = multiply(first_weights, hidden, first, BLOCK_N, TENSOR)
+        for start in tl.static_range(BLOCK_K, N_IN, BLOCK_K):  # pyright: ignore[reportGeneralTypeIssues]
+            hidden = load_items(hidden_ptr, item, batch, start, N_IN, BLOCK_K)
+            weights = load_weights(weight_ptr, start, N_IN, N_OUT, BLOCK_N, BLOCK_K, TENSOR)
+            y += multiply(weights, hidden, first, BLOCK_N, TENSOR)
         if scale is not None:
             y *= scale
-        x = load_outputs(x_ptr + item * N_OUT, row, N_OUT)
-        h = load_outputs(h_ptr + item * N_OUT, row, N_OUT)
+        place, mask = places(row, item, batch, N_OUT)
+        x = tl.load(x_ptr + place, mask=mask, other=0.0).to(tl.float32)
+        h = tl.load(h_ptr + place, mask=mask, other=0.0).to(tl.float32)
         # h - x is the attention's branch, y + bias the MLP's.
         y = x + res_scale * ((h - x) + (y + bias))
-        tl.store(out_ptr + item * N_OUT + row, y.to(out_ptr.dtype.element_ty), mask=row < N_OUT)
+        tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def down_residual(

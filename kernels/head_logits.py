@@ -10,9 +10,20 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .gemv import dot, load_outputs, load_rows, load_vector, tile
+from .gemv import load_items, load_outputs, load_weights, multiply, outputs, places, tile
 from .launch import launch
 from .pattern_groups import Specialization
+
+
+@triton.jit
+def _load_inputs(
+    x_ptr, frame_cond_ptr, item, pos, batch, start, CONTEXT: tl.constexpr, N_IN: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """x + the frame condition at `pos` [ITEMS], elements start ... start + BLOCK_K - 1: [ITEMS, BLOCK_K]."""
+    x = load_items(x_ptr, item, batch, start, N_IN, BLOCK_K)
+    if frame_cond_ptr is not None:
+        x += load_items(frame_cond_ptr, item * CONTEXT + pos, batch * CONTEXT, start, N_IN, BLOCK_K)
+    return x
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -29,31 +40,31 @@ def _head_logits(
     N_OUT: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    ITEMS: tl.constexpr,
+    STAGES: tl.constexpr,
+    TENSOR: tl.constexpr,
     PDL: tl.constexpr,
 ):
     if PDL:
         gdc_launch_dependents()
-    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    first = load_rows(weight_ptr, row, 0, N_IN, N_OUT, BLOCK_K)
+    row = outputs(BLOCK_N)
+    first_weights = load_weights(weight_ptr, 0, N_IN, N_OUT, BLOCK_N, BLOCK_K, TENSOR)
     scale = None if scale_ptr is None else load_outputs(scale_ptr, row, N_OUT)
     if PDL:
         gdc_wait()
-    group = tl.program_id(1) * GROUP
-    for item in tl.range(group, tl.minimum(group + GROUP, batch), disable_licm=True):  # pyright: ignore[reportGeneralTypeIssues]
-        cond = (item * CONTEXT + tl.load(positions_ptr + item)) * N_IN
-        x = load_vector(x_ptr + item * N_IN, 0, N_IN, BLOCK_K).to(tl.float32)
-        if frame_cond_ptr is not None:
-            x += load_vector(frame_cond_ptr + cond, 0, N_IN, BLOCK_K).to(tl.float32)
-        y = dot(first, x, item)
+    for first in tl.range(0, batch, ITEMS, num_stages=STAGES, disable_licm=True):  # pyright: ignore[reportGeneralTypeIssues]
+        item = first + tl.arange(0, ITEMS)
+        pos = tl.load(positions_ptr + item, mask=item < batch, other=0)
+        x = _load_inputs(x_ptr, frame_cond_ptr, item, pos, batch, 0, CONTEXT, N_IN, BLOCK_K)
+        y = multiply(first_weights, x, first, BLOCK_N, TENSOR)
         for start in tl.static_range(BLOCK_K, N_IN, BLOCK_K):  # pyright: ignore[reportGeneralTypeIssues]
-            x = load_vector(x_ptr + item * N_IN, start, N_IN, BLOCK_K).to(tl.float32)
-            if frame_cond_ptr is not None:
-                x += load_vector(frame_cond_ptr + cond, start, N_IN, BLOCK_K).to(tl.float32)
-            y += dot(load_rows(weight_ptr, row, start, N_IN, N_OUT, BLOCK_K), x, item)
+            x = _load_inputs(x_ptr, frame_cond_ptr, item, pos, batch, start, CONTEXT, N_IN, BLOCK_K)
+            weights = load_weights(weight_ptr, start, N_IN, N_OUT, BLOCK_N, BLOCK_K, TENSOR)
+            y += multiply(weights, x, first, BLOCK_N, TENSOR)
         if scale is not None:
             y *= scale
-        tl.store(logits_ptr + item * N_OUT + row, y, mask=row < N_OUT)
+        place, mask = places(row, item, batch, N_OUT)
+        tl.store(logits_ptr + place, y, mask=mask)
 
 
 def head_logits(

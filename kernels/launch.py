@@ -26,17 +26,18 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, **con
     On meta tensors nothing runs; what would have run is returned, for compilation ahead of time.
     """
     tensor = args[0]
+    pdl = capability(tensor) >= 90
+    constants["PDL"] = pdl
     if tensor.device.type == "meta":
         return specialization(kernel, args, constants, num_warps)
-    pdl = capability(tensor) >= 90
     options = {"launch_pdl": True} if pdl else {}
     # Products and sums may become one instruction: the kernels sum in FP32, and a rounding less harms nothing.
-    kernel[grid](*args, **constants, PDL=pdl, num_warps=num_warps, enable_fp_fusion=True, **options)
+    kernel[grid](*args, **constants, num_warps=num_warps, enable_fp_fusion=True, **options)
     return None
 
 
 def specialization(kernel: Any, args: tuple[Any, ...], constants: dict[str, Any], num_warps: int) -> Specialization:
-    """What Triton compiles for these arguments; tensors lie at multiples of 16 bytes. Name and PDL are left open."""
+    """What Triton compiles for these arguments; tensors lie at multiples of 16 bytes. The name is left open."""
     signature, fixed, attrs = {}, dict(constants), {}
     for index, (name, value) in enumerate(zip(kernel.arg_names, args, strict=False)):
         if value is None:
@@ -46,5 +47,5 @@ def specialization(kernel: Any, args: tuple[Any, ...], constants: dict[str, Any]
             attrs[(index,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
-    signature |= dict.fromkeys((*constants, "PDL"), "constexpr")
+    signature |= dict.fromkeys(constants, "constexpr")
     return Specialization("", kernel, signature, fixed, {"num_warps": num_warps, "enable_fp_fusion": True}, attrs)

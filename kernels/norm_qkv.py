@@ -12,7 +12,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .cache_slots import slot
-from .gemv import load_outputs, load_rows, load_vector, norm_gemv, tile
+from .gemv import load_outputs, load_vector, load_weights, norm_multiply, outputs, places, tile
 from .launch import launch
 from .pattern_groups import Specialization
 
@@ -38,48 +38,56 @@ def _norm_qkv(
     N_IN: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    ITEMS: tl.constexpr,
+    STAGES: tl.constexpr,
+    TENSOR: tl.constexpr,
     PDL: tl.constexpr,
 ):
     ATTN_WIDTH: tl.constexpr = HEADS * HEAD_DIM
     N_OUT: tl.constexpr = 3 * ATTN_WIDTH
     if PDL:
         gdc_launch_dependents()
-    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    weights = load_rows(weight_ptr, row, 0, N_IN, N_OUT, BLOCK_K)
+    row = outputs(BLOCK_N)
+    weights = load_weights(weight_ptr, 0, N_IN, N_OUT, BLOCK_N, BLOCK_K, TENSOR)
     ln_weight = load_vector(ln_weight_ptr, 0, N_IN, BLOCK_K)
     ln_bias = load_vector(ln_bias_ptr, 0, N_IN, BLOCK_K)
     bias = load_outputs(bias_ptr, row, N_OUT)
     scale = None if scale_ptr is None else load_outputs(scale_ptr, row, N_OUT)
-    part = row // ATTN_WIDTH
-    head = row % ATTN_WIDTH // HEAD_DIM
+    part = (row // ATTN_WIDTH)[:, None]
+    head = (row % ATTN_WIDTH // HEAD_DIM)[:, None]
+    col = (row % HEAD_DIM)[:, None]
     if PDL:
         gdc_wait()
-    start = tl.program_id(1) * GROUP
-    for item in tl.range(start, tl.minimum(start + GROUP, batch), disable_licm=True):  # pyright: ignore[reportGeneralTypeIssues]
-        y = norm_gemv(
-            x_ptr + item * N_IN,
+    for first in tl.range(0, batch, ITEMS, num_stages=STAGES, disable_licm=True):  # pyright: ignore[reportGeneralTypeIssues]
+        item = first + tl.arange(0, ITEMS)
+        y = norm_multiply(
+            x_ptr,
             ln_weight_ptr,
             ln_bias_ptr,
             weight_ptr,
             ln_weight,
             ln_bias,
             weights,
-            row,
+            first,
             item,
+            batch,
             eps,
             N_IN,
             N_OUT,
+            BLOCK_N,
             BLOCK_K,
+            TENSOR,
         )
         if scale is not None:
             y *= scale
         y += bias
-        tl.store(q_ptr + item * ATTN_WIDTH + row, y.to(q_ptr.dtype.element_ty), mask=part == 0)
-        place = ((part - 1).to(tl.int64) * batch + item) * HEADS + head
-        place = place * SLOTS + slot(tl.load(positions_ptr + item), PATTERN, ROW_LEN, SLOTS)
-        kept = (part > 0) & (row < N_OUT)
-        tl.store(kv_ptr + place * HEAD_DIM + row % HEAD_DIM, y.to(kv_ptr.dtype.element_ty), mask=kept)
+        place, mask = places(row, item, batch, ATTN_WIDTH)
+        tl.store(q_ptr + place, y.to(q_ptr.dtype.element_ty), mask=mask & (part == 0))
+        place = ((part - 1).to(tl.int64) * batch + item[None, :]) * HEADS + head
+        pos = tl.load(positions_ptr + item, mask=item < batch, other=0)
+        place = place * SLOTS + slot(pos, PATTERN, ROW_LEN, SLOTS)[None, :]
+        kept = (part > 0) & (row < N_OUT)[:, None] & (item < batch)[None, :]
+        tl.store(kv_ptr + place * HEAD_DIM + col, y.to(kv_ptr.dtype.element_ty), mask=kept)
 
 
 def norm_qkv(

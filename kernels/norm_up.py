@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .gemv import load_outputs, load_rows, load_vector, norm_gemv, tile
+from .gemv import load_outputs, load_vector, load_weights, norm_multiply, outputs, places, tile
 from .launch import launch
 from .pattern_groups import Specialization
 
@@ -30,41 +30,47 @@ def _norm_up(
     N_OUT: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    ITEMS: tl.constexpr,
+    STAGES: tl.constexpr,
+    TENSOR: tl.constexpr,
     PDL: tl.constexpr,
 ):
     if PDL:
         gdc_launch_dependents()
-    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    weights = load_rows(weight_ptr, row, 0, N_IN, N_OUT, BLOCK_K)
+    row = outputs(BLOCK_N)
+    weights = load_weights(weight_ptr, 0, N_IN, N_OUT, BLOCK_N, BLOCK_K, TENSOR)
     ln_weight = load_vector(ln_weight_ptr, 0, N_IN, BLOCK_K)
     ln_bias = load_vector(ln_bias_ptr, 0, N_IN, BLOCK_K)
     bias = load_outputs(bias_ptr, row, N_OUT)
     scale = None if scale_ptr is None else load_outputs(scale_ptr, row, N_OUT)
     if PDL:
         gdc_wait()
-    start = tl.program_id(1) * GROUP
-    for item in tl.range(start, tl.minimum(start + GROUP, batch), disable_licm=True):  # pyright: ignore[reportGeneralTypeIssues]
-        y = norm_gemv(
-            x_ptr + item * N_IN,
+    for first in tl.range(0, batch, ITEMS, num_stages=STAGES, disable_licm=True):  # pyright: ignore[reportGeneralTypeIssues]
+        item = first + tl.arange(0, ITEMS)
+        y = norm_multiply(
+            x_ptr,
             ln_weight_ptr,
             ln_bias_ptr,
             weight_ptr,
             ln_weight,
             ln_bias,
             weights,
-            row,
+            first,
             item,
+            batch,
             eps,
             N_IN,
             N_OUT,
+            BLOCK_N,
             BLOCK_K,
+            TENSOR,
         )
         if scale is not None:
             y *= scale
         y += bias
         y = y / (1.0 + tl.exp(-1.702 * y))
-        tl.store(out_ptr + item * N_OUT + row, y.to(out_ptr.dtype.element_ty), mask=row < N_OUT)
+        place, mask = places(row, item, batch, N_OUT)
+        tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def norm_up(

@@ -9,6 +9,7 @@ a group are found by arithmetic on strides, so none needs a transposed copy.
 from __future__ import annotations
 
 import math
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 
 # For kernels; softmaxes are taken in base 2.
 LN_2: tl.constexpr = tl.constexpr(math.log(2))
+# The compute capability that kernels are compiled for ahead of time, on meta tensors.
+COMPILED_FOR: ContextVar[int] = ContextVar("COMPILED_FOR")
 
 
 class Groups(NamedTuple):
@@ -117,6 +120,8 @@ def gradient_tiles(sizes: Groups, head_dim: int, dtype: torch.dtype, capability:
 
 def capability(x: Tensor) -> int:
     """Compute capability of the tensor's GPU as 10 * major + minor; 0 for the interpreter on a CPU."""
+    if x.device.type == "meta":
+        return COMPILED_FOR.get()
     if x.device.type != "cuda":
         return 0
     major, minor = torch.cuda.get_device_capability(x.device)

@@ -11,39 +11,47 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .gemv import dot, load_outputs, load_rows, tile
+from .gemv import load_outputs, load_weights, multiply, outputs, places, tile
 from .launch import launch
 from .pattern_groups import Specialization
 
 
 @triton.jit
 def _add_parts(
-    sums_ptr,  # [PARTS, H, D] of one item
-    peaks_ptr,  # [PARTS, H]
-    masses_ptr,  # [PARTS, H]
+    sums_ptr,  # [batch, PARTS, H, D]
+    peaks_ptr,  # [batch, PARTS, H]
+    masses_ptr,  # [batch, PARTS, H]
+    item,  # [ITEMS]
+    batch,
     start,
     PARTS: tl.constexpr,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Elements start ... start + BLOCK_K - 1 of the attention's result [H D]; zeros where no key was seen."""
+    """Elements start ... start + BLOCK_K - 1 of the attention's results [batch, H D], zeros where no key was seen:
+    [ITEMS, BLOCK_K]."""
     col = start + tl.arange(0, BLOCK_K)
-    attended = tl.zeros([BLOCK_K], tl.float32)
+    valid = item < batch
+    # Of an item's part 0 and head 0.
+    place = item * PARTS * HEADS
+    attended = tl.zeros([item.shape[0], BLOCK_K], tl.float32)
     for head in tl.static_range(HEADS):  # pyright: ignore[reportGeneralTypeIssues]
-        mask = col // HEAD_DIM == head
-        peak = tl.load(peaks_ptr + head)
+        mask = valid[:, None] & (col // HEAD_DIM == head)[None, :]
+        peak = tl.load(peaks_ptr + place + head, mask=valid, other=0.0)
         for part in tl.static_range(1, PARTS):  # pyright: ignore[reportGeneralTypeIssues]
-            peak = tl.maximum(peak, tl.load(peaks_ptr + part * HEADS + head))
+            peak = tl.maximum(peak, tl.load(peaks_ptr + place + part * HEADS + head, mask=valid, other=0.0))
         # Where every peak is -inf, all sums and masses are 0 and any finite number will do.
         peak = tl.where(peak == float("-inf"), 0.0, peak)
-        mass = 0.0
-        total = tl.zeros([BLOCK_K], tl.float32)
+        mass = tl.zeros([item.shape[0]], tl.float32)
+        total = tl.zeros([item.shape[0], BLOCK_K], tl.float32)
         for part in tl.static_range(PARTS):  # pyright: ignore[reportGeneralTypeIssues]
-            share = tl.exp2(tl.load(peaks_ptr + part * HEADS + head) - peak)
-            mass += share * tl.load(masses_ptr + part * HEADS + head)
-            total += share * tl.load(sums_ptr + part * HEADS * HEAD_DIM + col, mask=mask, other=0.0)
-        attended = tl.where(mask, total / tl.where(mass > 0.0, mass, 1.0), attended)
+            one = place + part * HEADS + head
+            share = tl.exp2(tl.load(peaks_ptr + one, mask=valid, other=0.0) - peak)
+            mass += share * tl.load(masses_ptr + one, mask=valid, other=0.0)
+            offset = (place + part * HEADS)[:, None] * HEAD_DIM + col[None, :]
+            total += share[:, None] * tl.load(sums_ptr + offset, mask=mask, other=0.0)
+        attended = tl.where(mask, total / tl.where(mass > 0.0, mass, 1.0)[:, None], attended)
     return attended
 
 
@@ -64,32 +72,33 @@ def _project_attention(
     N_OUT: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
+    ITEMS: tl.constexpr,
+    STAGES: tl.constexpr,
+    TENSOR: tl.constexpr,
     PDL: tl.constexpr,
 ):
     N_IN: tl.constexpr = HEADS * HEAD_DIM
     if PDL:
         gdc_launch_dependents()
-    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    first = load_rows(weight_ptr, row, 0, N_IN, N_OUT, BLOCK_K)
+    row = outputs(BLOCK_N)
+    first_weights = load_weights(weight_ptr, 0, N_IN, N_OUT, BLOCK_N, BLOCK_K, TENSOR)
     bias = load_outputs(bias_ptr, row, N_OUT)
     scale = None if scale_ptr is None else load_outputs(scale_ptr, row, N_OUT)
     if PDL:
         gdc_wait()
-    group = tl.program_id(1) * GROUP
-    for item in tl.range(group, tl.minimum(group + GROUP, batch), disable_licm=True):  # pyright: ignore[reportGeneralTypeIssues]
-        item_sums = sums_ptr + item * PARTS * N_IN
-        item_peaks = peaks_ptr + item * PARTS * HEADS
-        item_masses = masses_ptr + item * PARTS * HEADS
-        attended = _add_parts(item_sums, item_peaks, item_masses, 0, PARTS, HEADS, HEAD_DIM, BLOCK_K)
-        y = dot(first, attended, item)
+    for first in tl.range(0, batch, ITEMS, num_stages=STAGES, disable_licm=True):  # pyright: ignore[reportGeneralTypeIssues]
+        item = first + tl.arange(0, ITEMS)
+        attended = _add_parts(sums_ptr, peaks_ptr, masses_ptr, item, batch, 0, PARTS, HEADS, HEAD_DIM, BLOCK_K)
+        y = multiply(first_weights, attended, first, BLOCK_N, TENSOR)
         for start in tl.static_range(BLOCK_K, N_IN, BLOCK_K):  # pyright: ignore[reportGeneralTypeIssues]
-            attended = _add_parts(item_sums, item_peaks, item_masses, start, PARTS, HEADS, HEAD_DIM, BLOCK_K)
-            y += dot(load_rows(weight_ptr, row, start, N_IN, N_OUT, BLOCK_K), attended, item)
+            attended = _add_parts(sums_ptr, peaks_ptr, masses_ptr, item, batch, start, PARTS, HEADS, HEAD_DIM, BLOCK_K)
+            weights = load_weights(weight_ptr, start, N_IN, N_OUT, BLOCK_N, BLOCK_K, TENSOR)
+            y += multiply(weights, attended, first, BLOCK_N, TENSOR)
         if scale is not None:
             y *= scale
-        y += bias + load_outputs(x_ptr + item * N_OUT, row, N_OUT)
-        tl.store(out_ptr + item * N_OUT + row, y.to(out_ptr.dtype.element_ty), mask=row < N_OUT)
+        place, mask = places(row, item, batch, N_OUT)
+        y += bias + tl.load(x_ptr + place, mask=mask, other=0.0).to(tl.float32)
+        tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def project_attention(
@@ -119,5 +128,6 @@ def project_attention(
         HEADS=heads,
         HEAD_DIM=head_dim,
         N_OUT=x.shape[1],
-        **size.constants,
+        # Many small loads, which are not worth fetching ahead.
+        **size.constants | {"STAGES": 1},
     )

@@ -86,7 +86,9 @@ def down_residual(
         size.grid,
         *(out, hidden, x, h, weight, bias, scale, batch, float(res_scale)),
         num_warps=size.num_warps,
+        fp_fusion=not size.tensor,
         N_IN=hidden.shape[1],
         N_OUT=n_out,
+        STAGES=size.stages,
         **size.constants,
     )

@@ -10,11 +10,12 @@ Products and sums come in two ways, by the GPU and the weights' type alone:
 
 - FP32 weights, and GPUs before sm_80: one item after another, FP32, all warps along the inputs.
 - Tensor cores: FP16, BF16, and int8 widened to FP16, times inputs split into two numbers of that type, which keeps 22
-  bits of an input (16 in BF16). An instruction multiplies 16 outputs with eight items. Warps divide the inputs, eight
+  bits of an input (16 in BF16); FP16's range, 65,504, bounds them as in any FP16 network. An instruction multiplies 16 outputs with eight items. Warps divide the inputs, eight
   sums run beside each other. Which input is the n-th of a sum is free, so the weights are loaded in the order in which
   the instruction's operands lie in registers, and no shared memory is between.
 
-Either way an item's result does not depend on the other items: one seed, one result in every batch.
+Either way an item's result does not depend on the other items: one seed, one result in every batch. For tensor cores,
+where a program's blocks have one to eight items, products and sums are therefore not fused but where it says so.
 
 Bytes moved: every weight once; per program its items' inputs, out of L2.
 """
@@ -109,7 +110,8 @@ def _tensor_multiply(weights, x, BLOCK_N: tl.constexpr):
     CHUNK: tl.constexpr = weights.shape[1]
     RUN: tl.constexpr = CHUNK // 16
     CHUNKS: tl.constexpr = x.shape[1] // CHUNK
-    CHAINS: tl.constexpr = tl.constexpr(CHUNKS if CHUNKS < 8 else 8)
+    # One for each warp (see tile): what Triton 3.6 and 3.9 make of several, and one item, is wrong.
+    CHAINS: tl.constexpr = tl.constexpr(x.shape[1] // 128 if x.shape[1] < 1024 else 8)
     LONG: tl.constexpr = x.shape[1] // CHAINS
     weights = tl.reshape(weights, [BLOCK_N // 8, CHUNKS // CHAINS, CHAINS, 8, 4, 4, RUN])
     weights = tl.reshape(tl.permute(weights, (2, 0, 3, 1, 5, 4, 6)), [CHAINS, BLOCK_N, LONG])
@@ -161,12 +163,13 @@ def norm_multiply(
         rest = centered(load_items(x_ptr, item, batch, start, N_IN, BLOCK_K), mean, start, N_IN)
         squares += tl.sum(rest * rest, axis=1)
     scale = (1.0 / tl.sqrt(squares / N_IN + eps))[:, None]
-    x = x * scale * widen(first_ln_weight, first)[None, :] + widen(first_ln_bias, first)[None, :]
+    x = tl.fma(x * scale, widen(first_ln_weight, first)[None, :], widen(first_ln_bias, first)[None, :])
     y = multiply(first_weights, x, first, BLOCK_N, TENSOR)
     for start in tl.static_range(BLOCK_K, N_IN, BLOCK_K):  # pyright: ignore[reportGeneralTypeIssues]
         rest = centered(load_items(x_ptr, item, batch, start, N_IN, BLOCK_K), mean, start, N_IN)
-        rest = rest * scale * load_vector(ln_weight_ptr, start, N_IN, BLOCK_K).to(tl.float32)[None, :]
-        rest += load_vector(ln_bias_ptr, start, N_IN, BLOCK_K).to(tl.float32)[None, :]
+        ln_weight = load_vector(ln_weight_ptr, start, N_IN, BLOCK_K).to(tl.float32)
+        ln_bias = load_vector(ln_bias_ptr, start, N_IN, BLOCK_K).to(tl.float32)
+        rest = tl.fma(rest * scale, ln_weight[None, :], ln_bias[None, :])
         weights = load_weights(weight_ptr, start, N_IN, N_OUT, BLOCK_N, BLOCK_K, TENSOR)
         y += multiply(weights, rest, first, BLOCK_N, TENSOR)
     return y
@@ -207,8 +210,7 @@ class Tile(NamedTuple):
 
     @property
     def constants(self) -> dict[str, int]:
-        sizes = {"BLOCK_N": self.block_n, "BLOCK_K": self.block_k, "ITEMS": self.items}
-        return sizes | {"STAGES": self.stages, "TENSOR": self.tensor}
+        return {"BLOCK_N": self.block_n, "BLOCK_K": self.block_k, "ITEMS": self.items, "TENSOR": self.tensor}
 
 
 def tile(weight: Tensor, batch: int, scale: Tensor | None = None) -> Tile:
@@ -221,20 +223,22 @@ def tile(weight: Tensor, batch: int, scale: Tensor | None = None) -> Tile:
     tensor = uses_tensor_cores(weight)
     size = weight.dtype.itemsize
     if tensor:
-        block_k = max(min(triton.next_power_of_2(n_in), 2048), 64 // size)
+        block_k = max(min(triton.next_power_of_2(n_in), 2048), 128)
         # An instruction's 16 outputs: at width 1920 a program for each of 120 multiprocessors, 61 KB of FP16 weights
         # in flight on each. Narrow inputs leave room for 32, whose programs look at all items half as often.
-        block_n, items, num_warps = 16 if block_k > 512 else 32, min(triton.next_power_of_2(batch), 8), 8
+        block_n, items = 16 if block_k > 512 else 32, min(triton.next_power_of_2(batch), 8)
+        # Four inputs to a lane even of one item: statistics are summed in the same order for any number of items.
+        num_warps = min(block_k // 128, 8)
     else:
         block_k = min(triton.next_power_of_2(n_in), 2048)
         # 16 KB of weights per program: at width 1920 some four programs on each of 132 multiprocessors, and room beside
-        # them for the next kernel's. At most 8 outputs, or narrow inputs would leave multiprocessors idle. int8 weights
-        # are FP32 in registers: with more outputs than FP32 weights have, some compilers spill.
-        block_n = max(1, min(16384 // (block_k * (4 if size == 1 else size)), 8))
+        # them for the next kernel's. At most 8 outputs, 4 of FP32, or narrow inputs would leave multiprocessors idle.
+        # int8 weights are FP32 in registers: with more outputs than FP32 weights have, some compilers spill.
+        block_n = max(1, min(16384 // (block_k * (4 if size == 1 else size)), 16 // max(size, 2)))
         items, num_warps = 1, 4
     # The next items' inputs are fetched while these are multiplied, where shared memory holds them: 131 KB.
     stages = 2 if batch > items > 1 and capability(weight) in (80, 90, 100) else 1
-    if weight.device.type == "cpu":
+    if not capability(weight):
         # The interpreter takes milliseconds per program, whatever its size.
         block_n = 64
     return Tile(block_n, block_k, items, stages, tensor, triton.cdiv(n_out, block_n), num_warps)
@@ -244,7 +248,7 @@ def uses_tensor_cores(weight: Tensor) -> bool:
     """Whether products with `weight` are left to tensor cores."""
     if weight.dtype == torch.float32:
         return False
-    if weight.device.type == "cpu":
+    if not capability(weight):
         # The interpreter, which has no products of BF16.
         return weight.dtype != torch.bfloat16
     return capability(weight) >= 80

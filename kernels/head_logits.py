@@ -83,8 +83,10 @@ def head_logits(
         size.grid,
         *(logits, x, frame_cond, positions, weight, scale, batch),
         num_warps=size.num_warps,
+        fp_fusion=not size.tensor,
         CONTEXT=1 if frame_cond is None else frame_cond.shape[1],
         N_IN=n_in,
         N_OUT=weight.shape[1],
+        STAGES=size.stages,
         **size.constants,
     )

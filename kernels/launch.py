@@ -18,8 +18,13 @@ TYPES = {
 }
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, **constants: Any) -> Specialization | None:
+def launch(
+    kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, fp_fusion: bool = True, **constants: Any
+) -> Specialization | None:
     """Run `kernel` over `grid` with `constants` for its constexpr parameters, PDL aside, which is added here.
+
+    fp_fusion: products and sums may become one instruction. A rounding less harms nothing, but where it is left out
+        depends on the sizes of a program's blocks.
 
     From sm_90 on the kernels run with programmatic dependent launch: a kernel starts while the one before it still
     runs, fetches what no kernel writes (its weights), and waits for that one's end before it touches anything else.
@@ -29,14 +34,15 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, **con
     pdl = capability(tensor) >= 90
     constants["PDL"] = pdl
     if tensor.device.type == "meta":
-        return specialization(kernel, args, constants, num_warps)
+        return specialization(kernel, args, constants, {"num_warps": num_warps, "enable_fp_fusion": fp_fusion})
     options = {"launch_pdl": True} if pdl else {}
-    # Products and sums may become one instruction: the kernels sum in FP32, and a rounding less harms nothing.
-    kernel[grid](*args, **constants, num_warps=num_warps, enable_fp_fusion=True, **options)
+    kernel[grid](*args, **constants, num_warps=num_warps, enable_fp_fusion=fp_fusion, **options)
     return None
 
 
-def specialization(kernel: Any, args: tuple[Any, ...], constants: dict[str, Any], num_warps: int) -> Specialization:
+def specialization(
+    kernel: Any, args: tuple[Any, ...], constants: dict[str, Any], options: dict[str, Any]
+) -> Specialization:
     """What Triton compiles for these arguments; tensors lie at multiples of 16 bytes. The name is left open."""
     signature, fixed, attrs = {}, dict(constants), {}
     for index, (name, value) in enumerate(zip(kernel.arg_names, args, strict=False)):
@@ -48,4 +54,4 @@ def specialization(kernel: Any, args: tuple[Any, ...], constants: dict[str, Any]
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
     signature |= dict.fromkeys(constants, "constexpr")
-    return Specialization("", kernel, signature, fixed, {"num_warps": num_warps, "enable_fp_fusion": True}, attrs)
+    return Specialization("", kernel, signature, fixed, options, attrs)

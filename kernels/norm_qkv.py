@@ -120,11 +120,13 @@ def norm_qkv(
         size.grid,
         *(q, kv, x, positions, ln_weight, ln_bias, weight, bias, scale, batch, eps),
         num_warps=size.num_warps,
+        fp_fusion=not size.tensor,
         PATTERN=pattern,
         ROW_LEN=row_len,
         SLOTS=slots,
         HEADS=heads,
         HEAD_DIM=head_dim,
         N_IN=x.shape[1],
+        STAGES=size.stages,
         **size.constants,
     )

@@ -96,7 +96,9 @@ def norm_up(
         size.grid,
         *(out, x, ln_weight, ln_bias, weight, bias, scale, batch, eps),
         num_warps=size.num_warps,
+        fp_fusion=not size.tensor,
         N_IN=n_in,
         N_OUT=weight.shape[1],
+        STAGES=size.stages,
         **size.constants,
     )

@@ -19,8 +19,8 @@ from torch import Tensor
 
 # For kernels; softmaxes are taken in base 2.
 LN_2: tl.constexpr = tl.constexpr(math.log(2))
-# The compute capability that kernels are compiled for ahead of time, on meta tensors.
-COMPILED_FOR: ContextVar[int] = ContextVar("COMPILED_FOR")
+# The compute capability that kernels are compiled for where no GPU is; 0 for the interpreter.
+COMPILED_FOR: ContextVar[int] = ContextVar("COMPILED_FOR", default=0)
 
 
 class Groups(NamedTuple):
@@ -120,10 +120,8 @@ def gradient_tiles(sizes: Groups, head_dim: int, dtype: torch.dtype, capability:
 
 def capability(x: Tensor) -> int:
     """Compute capability of the tensor's GPU as 10 * major + minor; 0 for the interpreter on a CPU."""
-    if x.device.type == "meta":
-        return COMPILED_FOR.get()
     if x.device.type != "cuda":
-        return 0
+        return COMPILED_FOR.get()
     major, minor = torch.cuda.get_device_capability(x.device)
     return 10 * major + minor
 

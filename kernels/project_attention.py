@@ -1,7 +1,8 @@
 """Output projection of a decode step's attention, with the sum over its parts before and the residual after.
 
-One program computes BLOCK_N of the W outputs (see gemv). Each adds the parts anew: they are a few KB out of L2, less
-than a kernel boundary costs. Statistics, products and sums are FP32.
+One program computes BLOCK_N of the W outputs (see gemv) of GROUP items: their parts are as many bytes as its weights.
+Each adds the parts anew: they are a few KB out of L2, less than a kernel boundary costs. Statistics, products and sums
+are FP32.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from .gemv import load_outputs, load_weights, multiply, outputs, places, tile
 from .launch import launch
 from .pattern_groups import Specialization
+
+
+_GROUP = 8
 
 
 @triton.jit
@@ -73,8 +77,8 @@ def _project_attention(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     ITEMS: tl.constexpr,
-    STAGES: tl.constexpr,
     TENSOR: tl.constexpr,
+    GROUP: tl.constexpr,
     PDL: tl.constexpr,
 ):
     N_IN: tl.constexpr = HEADS * HEAD_DIM
@@ -86,7 +90,9 @@ def _project_attention(
     scale = None if scale_ptr is None else load_outputs(scale_ptr, row, N_OUT)
     if PDL:
         gdc_wait()
-    for first in tl.range(0, batch, ITEMS, num_stages=STAGES, disable_licm=True):  # pyright: ignore[reportGeneralTypeIssues]
+    group = tl.program_id(1) * GROUP
+    last = tl.minimum(group + GROUP, batch)
+    for first in tl.range(group, last, ITEMS, num_stages=1, disable_licm=True):  # pyright: ignore[reportGeneralTypeIssues]
         item = first + tl.arange(0, ITEMS)
         attended = _add_parts(sums_ptr, peaks_ptr, masses_ptr, item, batch, 0, PARTS, HEADS, HEAD_DIM, BLOCK_K)
         y = multiply(first_weights, attended, first, BLOCK_N, TENSOR)
@@ -121,13 +127,14 @@ def project_attention(
     size = tile(weight, batch, scale)
     return launch(
         _project_attention,
-        size.grid,
+        (size.blocks, triton.cdiv(batch, _GROUP)),
         *(out, sums, peaks, masses, x, weight, bias, scale, batch),
         num_warps=size.num_warps,
+        fp_fusion=not size.tensor,
         PARTS=parts,
         HEADS=heads,
         HEAD_DIM=head_dim,
         N_OUT=x.shape[1],
-        # Many small loads, which are not worth fetching ahead.
-        **size.constants | {"STAGES": 1},
+        GROUP=_GROUP,
+        **size.constants,
     )

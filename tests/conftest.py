@@ -1,5 +1,6 @@
 """Makes `fastjukebox.engine` and its siblings importable from a bare checkout; without a GPU, Triton kernels run in its
-interpreter and tests marked `gpu` are skipped."""
+interpreter and tests marked `gpu` are skipped. With FASTJUKEBOX_PTX=90 in the environment kernels are compiled for
+sm_90 instead, and what was compiled is executed on the CPU (kernels/compiled.py)."""
 
 import os
 import sys
@@ -16,7 +17,7 @@ if "fastjukebox" not in sys.modules:
     sys.modules["fastjukebox"] = package
 
 # Triton reads this when a kernel is defined, that is, when a test module imports it.
-if not torch.cuda.is_available():
+if not torch.cuda.is_available() and "FASTJUKEBOX_PTX" not in os.environ:
     os.environ["TRITON_INTERPRET"] = "1"
 
 try:
@@ -41,6 +42,12 @@ else:
         return _call(self, *args, **kwargs)
 
     InterpretedFunction.run, InterpretedFunction.__call__ = _run_kernel, _call_device_function
+
+if "FASTJUKEBOX_PTX" in os.environ:
+    sys.path.insert(0, str(ROOT / "tests/kernels"))
+    from compiled import install
+
+    install(int(os.environ["FASTJUKEBOX_PTX"]))
 
 # pytest-xdist gives each core a worker of its own.
 torch.set_num_threads(1)

@@ -46,7 +46,8 @@ def attend(args, device, kind="fp32", floor=0.0):
 
 @pytest.mark.parametrize("pattern", shapes.PATTERNS)
 def test_what_is_visible_is_attended(device, pattern):
-    positions = (0, 20, 21 * 17 + 3) if pattern != "dense" else (0, 20, 37)
+    # Several items of each: of few numbers plain PyTorch may find some exactly, by luck.
+    positions = ((0, 20, 21 * 17 + 3) if pattern != "dense" else (0, 20, 37)) * 4
     args = make(window(pattern, positions), heads=1)
     found = attend(args, device)
     for item, pos in enumerate(positions):

@@ -10,9 +10,9 @@ Products and sums come in two ways, by the GPU and the weights' type alone:
 
 - FP32 weights, and GPUs before sm_80: one item after another, FP32, all warps along the inputs.
 - Tensor cores: FP16, BF16, and int8 widened to FP16, times inputs split into two numbers of that type, which keeps 22
-  bits of an input (16 in BF16); FP16's range, 65,504, bounds them as in any FP16 network. An instruction multiplies 16 outputs with eight items. Warps divide the inputs, eight
-  sums run beside each other. Which input is the n-th of a sum is free, so the weights are loaded in the order in which
-  the instruction's operands lie in registers, and no shared memory is between.
+  bits of an input (16 in BF16); FP16's range, 65,504, bounds them as in any FP16 network. An instruction multiplies 16
+  outputs with eight items. Warps divide the inputs, one sum each. Which input is the n-th of a sum is free, so the
+  weights are loaded in the order in which the instruction's operands lie in registers, and no shared memory is between.
 
 Either way an item's result does not depend on the other items: one seed, one result in every batch. For tensor cores,
 where a program's blocks have one to eight items, products and sums are therefore not fused but where it says so.

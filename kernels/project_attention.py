@@ -16,7 +16,6 @@ from .gemv import load_outputs, load_weights, multiply, outputs, places, tile
 from .launch import launch
 from .pattern_groups import Specialization
 
-
 _GROUP = 8
 
 

@@ -60,8 +60,8 @@ def random_bits(noise_key_ptr, item, pos, BLOCK_V: tl.constexpr):
 @triton.jit
 def threshold(order, share, limit):
     """The largest t for which the `share` of all elements with order >= t sums to more than `limit`; 0 if none."""
-    found = tl.full([], 0, tl.int64)
-    bit = tl.full([], 1 << 31, tl.int64)
+    found = tl.full([], 0, tl.uint32)
+    bit = tl.full([], 1 << 31, tl.uint32)
     for _ in range(32):
         tried = found | bit
         more = tl.sum(tl.where(order >= tried, share, 0.0), axis=0) > limit
@@ -76,9 +76,11 @@ def filtered(logits, filters_ptr, valid, V: tl.constexpr):
     logits = logits / tl.load(filters_ptr)
     top_k = tl.load(filters_ptr + 1)
     top_p = tl.load(filters_ptr + 2)
-    # Read as whole numbers, floats of one sign are in order; flipping the negative ones' other bits orders all.
-    bits = logits.to(tl.int32, bitcast=True)
-    order = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64) + 2147483648
+    # Read as whole numbers, floats of one sign are in order; flipping the sign, and all else of the negative ones,
+    # orders all. In 32 bits: where four programs fill a multiprocessor a thread has 32 registers, and ptxas may rather
+    # spill than leave it part empty.
+    bits = logits.to(tl.uint32, bitcast=True)
+    order = tl.where(bits < 0x80000000, bits ^ 0x80000000, bits ^ 0xFFFFFFFF)
     if top_k > 0:
         last = threshold(order, valid.to(tl.float32), tl.minimum(top_k, V) - 0.5)
         # Compared as floats, so that a negative zero ties with a positive one.

@@ -102,7 +102,13 @@ def prepare(
         frame_cond = torch.randn(1, 1, config.width, device=device, dtype=dtype).repeat(*shape, 1)
     codes = torch.randint(config.codebook_size, shape, device=device)
     items = torch.arange(case.batch, device=device)
-    task = WindowTask(codes, shape[1] // 2, items, 1, config.level, 0, LevelSampling(), frame_cond)
+    start_cond = lyrics = None
+    if config.labels:
+        start_cond = torch.zeros(case.batch, 1, config.width, device=device, dtype=dtype)
+    if config.lyrics and config.lyrics.encoder:
+        lyrics = torch.randn(1, config.lyrics.length, config.width, device=device, dtype=dtype)
+    conditions = frame_cond, start_cond, lyrics
+    task = WindowTask(codes, shape[1] // 2, items, 1, config.level, 0, LevelSampling(), *conditions)
     decoder.prefill(task)
     return decoder, task
 

@@ -43,17 +43,15 @@ class GrowingCache:
         empty = torch.empty(len(codes), 0, self.config.attn_width, device=codes.device, dtype=self.prior.dtype)
         self.keys, self.values = [empty] * len(self.layers), [empty] * len(self.layers)
         if prompt_len:
-            start = self.prior.start_token.expand(len(codes), 1, -1)
+            start = self.prior.start(None, len(codes)).unsqueeze(1)
             x = torch.cat([start, self.prior.token_embedding[codes[:, : prompt_len - 1]]], dim=1)
             self._transform(x + self.prior.pos_embedding[:prompt_len])
 
     @torch.inference_mode()
     def logits(self, pos: int) -> Tensor:
         """Logits [B, V] of position `pos`, which must be the next one: it joins the cache."""
-        if pos:
-            x = self.prior.token_embedding[self.codes[:, pos - 1]]
-        else:
-            x = self.prior.start_token.expand(len(self.codes), -1)
+        items = len(self.codes)
+        x = self.prior.token_embedding[self.codes[:, pos - 1]] if pos else self.prior.start(None, items)
         x = self._transform((x + self.prior.pos_embedding[pos])[:, None])
         return x[:, 0] @ self.prior.token_embedding.T
 

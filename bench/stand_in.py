@@ -22,7 +22,8 @@ def size(name: str) -> tuple[PriorConfig, bool]:
     """
     preset = PRESETS.get(name)
     if isinstance(preset, PriorConfig):
-        return dataclasses.replace(preset, conditioner=None), preset.conditioner is not None
+        timed = preset.labels is not None and preset.labels.time_bins > 0
+        return dataclasses.replace(preset, conditioner=None), preset.conditioner is not None or timed
     depth, _, width = name.partition("x")
     if not (depth.isdecimal() and width.isdecimal()):
         known = [key for key, value in PRESETS.items() if isinstance(value, PriorConfig)]

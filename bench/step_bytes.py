@@ -7,7 +7,9 @@ written. Activations stay in the caches and are not counted.
 from __future__ import annotations
 
 from ..engine.config import PriorConfig
-from ..kernels.reference import cache_visible
+from ..engine.kv_cache import num_slots
+from ..engine.patterns import Pattern
+from ..kernels.reference import cache_slot, cache_visible
 
 PARTS = ("projections", "head", "vectors", "keys_values", "embedding")
 
@@ -25,17 +27,19 @@ def bytes_by_part(
     row of the token and of the position embedding, and its frame condition, at the input and before the head.
     """
     width, attn_width, hidden = config.width, config.attn_width, config.mlp_width
-    outputs = 3 * attn_width + 2 * width + hidden
-    scales = 4 * (config.depth * outputs + config.codebook_size) if weight_size == 1 else 0
-    slots = {"row": config.row_len, "previous_row": 2 * config.row_len}
-    seen = sum(
-        cache_visible(pos, p.value, config.row_len, slots.get(p.value, config.context_len))[1] + 1
-        for p in config.layer_patterns
-    )
+    # Of the first projection, all layers together.
+    projected = sum(attn_width * (1 if pattern is Pattern.CROSS else 3) for pattern in config.layer_patterns)
+    outputs = projected + config.depth * (2 * width + hidden)
+    scales = 4 * (outputs + config.codebook_size) if weight_size == 1 else 0
+    moved = 0
+    for pattern in config.layer_patterns:
+        place = (pos, pattern.value, config.row_len, num_slots(pattern, config))
+        own = pattern is not Pattern.CROSS and cache_slot(*place) < place[-1]
+        moved += cache_visible(*place)[1] + own
     return {
-        "projections": config.depth * (4 * width * attn_width + 2 * width * hidden) * weight_size,
+        "projections": (width * projected + config.depth * width * (attn_width + 2 * hidden)) * weight_size,
         "head": config.codebook_size * width * weight_size,
-        "vectors": config.depth * (outputs + 4 * width) * other_size + scales,
-        "keys_values": batch * 2 * seen * attn_width * other_size,
+        "vectors": (outputs + config.depth * 4 * width) * other_size + scales,
+        "keys_values": batch * 2 * moved * attn_width * other_size,
         "embedding": batch * (4 if conditioned else 2) * width * other_size,
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from ..engine import config as models
 from ..engine.config import ConditionerConfig, JukeboxConfig, PriorConfig, VQVAEConfig
+from ..engine.config_json import Config
 from .objectives import Computing, Distillation
 from .prior import PriorTraining
 from .systems import TEACHER, System
@@ -114,7 +115,7 @@ def _paper() -> JukeboxConfig:
     )
 
 
-def _instance(kind: type[models.Config], config: object) -> models.Config:
+def _instance(kind: type[Config], config: object) -> Config:
     assert isinstance(config, kind)
     return config
 

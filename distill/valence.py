@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..engine.audio import AudioError
 from ..engine.checkpoint import CheckpointError, assign, save_network
-from ..engine.config import from_json, to_json
+from ..engine.config_json import from_json, to_json
 from .labels import QUADRANTS, Labelled, LabelledCrops, identity, names, read_quadrants, split
 from .mel import MAX_SEMITONES, MelConfig, audio_files, log_mel, mel_centres, read_mono
 from .prior import parameter_groups

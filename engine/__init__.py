@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .checkpoint import CheckpointError
     from .config import JukeboxConfig, PriorConfig, VQVAEConfig
     from .jukebox import Jukebox, Result
+    from .labels import Labels
     from .prior import Prior
     from .runs import RunError
     from .sampler import Progress, SamplingParams
@@ -22,6 +23,7 @@ __all__ = [
     "CheckpointError",
     "Jukebox",
     "JukeboxConfig",
+    "Labels",
     "Prior",
     "PriorConfig",
     "Progress",
@@ -38,6 +40,7 @@ _MODULES = {
     "CheckpointError": "checkpoint",
     "Jukebox": "jukebox",
     "JukeboxConfig": "config",
+    "Labels": "labels",
     "Prior": "prior",
     "PriorConfig": "config",
     "Progress": "sampler",

@@ -23,7 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .config import JukeboxConfig, from_json, to_json
+from .config import JukeboxConfig
+from .config_json import from_json, to_json
+from .labels import Names
 from .prior import Prior
 from .vqvae import VQVAE
 
@@ -163,6 +165,29 @@ def load_prior(
     return _load(network_paths(folder, prior_file(level)), lambda: Prior(config.priors[level]), device, dtype)
 
 
+def names_file(level: int) -> str:
+    return f"names_{level}.json"
+
+
+def save_names(folder: Path, level: int, names: Names) -> None:
+    text = json.dumps(names._asdict(), indent=1, ensure_ascii=False) + "\n"
+    _replace(folder / names_file(level), lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def load_names(folder: Path, level: int) -> Names | None:
+    """The names of a level's artists and genres, if the folder has them. Raises CheckpointError."""
+    path = folder / names_file(level)
+    try:
+        names = Names(**json.loads(path.read_text(encoding="utf-8")))
+        if not all(isinstance(table, dict) and all(isinstance(n, int) for n in table.values()) for table in names):
+            raise ValueError("it must hold an id for each name")
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, OSError) as error:
+        raise CheckpointError(f"{path}: holds no names of artists and genres ({error})") from None
+    return names
+
+
 def prior_bytes(folder: Path, config: JukeboxConfig) -> int:
     """Bytes of all prior files together; what is missing counts as nothing."""
     paths = (path for prior in config.priors for path in network_paths(folder, prior_file(prior.level)))
@@ -227,8 +252,8 @@ def without_memory(build: Callable[[], Network]) -> Network:
 
 
 def _stored_as(name: str, dtype: torch.dtype) -> torch.dtype:
-    # Small, run once per window, and FP32 in the original whatever the transformer's dtype.
-    return torch.float32 if name.startswith("conditioner.") else dtype
+    # Small and run once per window; FP32 in the original whatever the transformer's dtype, but the encoder's matrices.
+    return torch.float32 if name.startswith(("conditioner.", "labels.", "lyric_encoder.")) else dtype
 
 
 def assign(network: nn.Module, tensors: Iterable[tuple[str, Tensor]], path: Path) -> None:
@@ -267,7 +292,12 @@ def _name(network: nn.Module) -> str:
 def fingerprint(folder: Path) -> str:
     """A short identity of a folder's weights: its config, and every byte of its files."""
     digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes())
-    for name in network_files(load_config(folder)):
+    config = load_config(folder)
+    for prior in config.priors:
+        # They say which ids a request's names stand for.
+        path = folder / names_file(prior.level)
+        digest.update(path.read_bytes() if path.exists() else b"")
+    for name in network_files(config):
         # What it shares with the base is in its metadata, as a digest.
         path = network_paths(folder, name)[0]
         if path.exists():

@@ -1,16 +1,15 @@
-"""The shape of every model: frozen dataclasses, their JSON form, and named presets.
+"""The shape of every model: frozen dataclasses and named presets.
 
-Sizes follow the published models: the three-level VQ-VAE and the 72-layer priors of Jukebox (Dhariwal et al. 2020,
-appendix B), and the unconditional 6144-code top priors of Fast Jukebox (Appl. Sci. 2023, 13, 5630).
+Sizes follow the published models: the three-level VQ-VAE and the priors of Jukebox (Dhariwal et al. 2020, appendix B),
+and the unconditional 6144-code top priors of Fast Jukebox (Appl. Sci. 2023, 13, 5630).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import typing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from .patterns import Pattern
 
@@ -86,6 +85,55 @@ class ConditionerConfig:
 
 
 @dataclass(frozen=True)
+class LabelConfig:
+    """What a prior is told of a song: artist and genres, which begin each window; at the top also where in the song
+    each code lies (Dhariwal et al. 2020, section 4.2)."""
+
+    artists: int
+    genres: int
+    # Genres that one song may have.
+    genre_slots: int
+    # Each of the song's length, the time since its start and the part of it that is over falls into one of so many
+    # bins; 0: the prior is told none of them.
+    time_bins: int = 0
+    # Songs last from the first to less than the second.
+    min_seconds: float = 60.0
+    max_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, "artists", "genres", "genre_slots")
+        if self.time_bins < 0 or not 0 <= self.min_seconds < self.max_seconds:
+            songs = f"songs of {self.min_seconds} to {self.max_seconds} s"
+            raise ValueError(f"time_bins {self.time_bins} and {songs}: 0 or more, and a range")
+
+
+@dataclass(frozen=True)
+class LyricConfig:
+    """The `length` characters of the lyrics that belong to a window, of an alphabet of `vocabulary`.
+
+    They lie in one sequence with the codes and before them; or an `encoder` of their own reads them, a transformer
+    whose output the layers of pattern CROSS attend to.
+    """
+
+    vocabulary: int
+    length: int
+    encoder: PriorConfig | None = None
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, "vocabulary", "length")
+        encoder = self.encoder
+        if encoder is None:
+            return
+        if (encoder.context_len, encoder.codebook_size) != (self.length, self.vocabulary):
+            raise ValueError(
+                f"the encoder reads {encoder.context_len} characters of {encoder.codebook_size}, not {self.length} of "
+                f"{self.vocabulary}"
+            )
+        if encoder.conditioner or encoder.labels or encoder.lyrics or encoder.separate_head:
+            raise ValueError("the encoder of lyrics reads nothing but lyrics")
+
+
+@dataclass(frozen=True)
 class PriorConfig:
     """A sparse transformer over the codes of one level."""
 
@@ -103,10 +151,34 @@ class PriorConfig:
     # Scale the residual branches of each layer by 1 / depth.
     scale_residual: bool = False
     conditioner: ConditionerConfig | None = None
+    labels: LabelConfig | None = None
+    lyrics: LyricConfig | None = None
+    # The output head is not the token embedding, and the frame condition is not added again before it.
+    separate_head: bool = False
 
     @property
     def row_len(self) -> int:
         return self.context_len // self.num_rows
+
+    @property
+    def lyric_len(self) -> int:
+        """Positions at the start of a window that hold lyrics."""
+        return self.lyrics.length if self.lyrics and not self.lyrics.encoder else 0
+
+    @property
+    def window_len(self) -> int:
+        """Codes of a window."""
+        return self.context_len - self.lyric_len
+
+    @property
+    def lyric_reach(self) -> int:
+        """Positions that pattern LYRICS sees: the lyrics and, in the published model, the first codes."""
+        return (self.lyric_len // self.num_rows + 1) * self.num_rows
+
+    @property
+    def vocabulary(self) -> int:
+        """What a position may hold: a code or, where lyrics come before the codes, `codebook_size` and a character."""
+        return self.codebook_size + (self.lyrics.vocabulary if self.lyrics and self.lyric_len else 0)
 
     @property
     def attn_width(self) -> int:
@@ -138,9 +210,17 @@ class PriorConfig:
             raise ValueError(f"context_len {self.context_len} is not a multiple of num_rows {self.num_rows}")
         if self.attn_width % self.heads:
             raise ValueError(f"attention width {self.attn_width} is not a multiple of heads {self.heads}")
-        if self.conditioner and self.context_len % self.conditioner.upper_ratio:
+        if self.window_len < 1:
+            raise ValueError(f"context_len {self.context_len} leaves no codes beside {self.lyric_len} lyrics")
+        if self.lyrics and not self.labels:
+            raise ValueError("lyrics need labels: the song's length says which of them belong to a window")
+        encoder = self.lyrics and self.lyrics.encoder
+        for pattern, there in ((Pattern.LYRICS, self.lyric_len), (Pattern.CROSS, encoder)):
+            if pattern in self.pattern_cycle and not there:
+                raise ValueError(f"pattern {pattern.value} without such lyrics")
+        if self.conditioner and self.window_len % self.conditioner.upper_ratio:
             raise ValueError(
-                f"context_len {self.context_len} is not a multiple of the {self.conditioner.upper_ratio} codes "
+                f"a window of {self.window_len} codes is not a multiple of the {self.conditioner.upper_ratio} codes "
                 "that one upper code stands for"
             )
 
@@ -186,60 +266,60 @@ def _check_convolutions(config: VQVAEConfig | ConditionerConfig, *strides: int) 
         raise ValueError(f"strides must be even, not {strides}")
 
 
-Config = TypeVar("Config", bound=Any)
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """A config as plain dicts, lists, numbers and strings."""
-    return dataclasses.asdict(config)
-
-
-def from_json(kind: type[Config], values: dict[str, Any]) -> Config:
-    """The config that `to_json` wrote. Raises ValueError on unknown or missing keys."""
-    hints = typing.get_type_hints(kind)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}; it has {', '.join(hints)}")
-    found = dict[str, Any]()
-    for name, value in values.items():
-        try:
-            found[name] = _parse(hints[name], value)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"{kind.__name__}, {name}: {error}") from None
-    try:
-        return kind(**found)
-    except TypeError as error:
-        raise ValueError(f"{kind.__name__}: {error}") from None
-
-
-def _parse(hint: Any, value: Any) -> Any:
-    arguments = typing.get_args(hint)
-    if type(None) in arguments:
-        return None if value is None else _parse(arguments[0], value)
-    if typing.get_origin(hint) is tuple:
-        return tuple(_parse(arguments[0], item) for item in value)
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise ValueError(f"{value!r} holds no fields")
-        return from_json(typing.cast(type, hint), typing.cast("dict[str, Any]", value))
-    if hint in (int, bool, float):
-        fits = isinstance(value, (int, float) if hint is float else hint) and isinstance(value, bool) == (hint is bool)
-        if not fits or not math.isfinite(value):
-            raise ValueError(f"{value!r} is no {hint.__name__}")
-    return hint(value)
-
-
 _UPSAMPLER = PriorConfig(
     level=0, width=1920, depth=72, heads=1, context_len=8192, num_rows=128, conditioner=ConditionerConfig()
 )
 _PAPER_TOP = PriorConfig(level=2, width=2048, depth=72, heads=2, context_len=6144, num_rows=64)
 _UPSAMPLER_1 = dataclasses.replace(_UPSAMPLER, level=1, conditioner=ConditionerConfig(scale_residual=True))
 
+_UPSAMPLERS = {"upsampler-0": _UPSAMPLER, "upsampler-1": _UPSAMPLER_1}
+_FACTORED = (Pattern.ROW, Pattern.COLUMN, Pattern.PREVIOUS_ROW)
+_LABELS = LabelConfig(artists=4111, genres=120, genre_slots=5)
+_TOP_5B = PriorConfig(
+    level=2,
+    width=4800,
+    depth=72,
+    heads=8,
+    context_len=8192,
+    num_rows=128,
+    labels=dataclasses.replace(_LABELS, time_bins=128),
+    separate_head=True,
+)
+_TOP_5B_LYRICS = dataclasses.replace(
+    _TOP_5B,
+    depth=79,
+    pattern_cycle=3 * _FACTORED + 7 * (3 * _FACTORED + (Pattern.CROSS,)),
+    labels=dataclasses.replace(_LABELS, time_bins=128, min_seconds=23.8),
+    lyrics=LyricConfig(
+        80, 512, PriorConfig(2, width=1280, depth=18, heads=4, context_len=512, num_rows=32, codebook_size=80)
+    ),
+)
+# One layer in sixteen attends to the lyrics, two times of three, or to everything.
+LYRICS_IN_SEQUENCE = tuple(
+    (Pattern.LYRICS, Pattern.LYRICS, Pattern.DENSE)[layer % 3] if layer % 16 == 15 else _FACTORED[layer % 3]
+    for layer in range(48)
+)
+_TOP_1B_LYRICS = PriorConfig(
+    level=2,
+    width=2048,
+    depth=72,
+    heads=2,
+    context_len=384 + 6144,
+    num_rows=64,
+    pattern_cycle=LYRICS_IN_SEQUENCE,
+    labels=LabelConfig(artists=7898, genres=604, genre_slots=1, time_bins=64, min_seconds=17.84),
+    lyrics=LyricConfig(79, 384),
+)
+
 PRESETS: dict[str, VQVAEConfig | PriorConfig] = {
     "vqvae": VQVAEConfig(),
     **{
         f"{name}-{depth}": dataclasses.replace(prior, depth=depth)
-        for name, prior in (("upsampler-0", _UPSAMPLER), ("upsampler-1", _UPSAMPLER_1), ("top", _PAPER_TOP))
+        for name, prior in (*_UPSAMPLERS.items(), ("top", _PAPER_TOP))
         for depth in (72, 24, 18)
     },
+    **{f"{name}-5b": dataclasses.replace(prior, labels=_LABELS) for name, prior in _UPSAMPLERS.items()},
+    "top-5b": _TOP_5B,
+    "top-5b-lyrics": _TOP_5B_LYRICS,
+    "top-1b-lyrics": _TOP_1B_LYRICS,
 }

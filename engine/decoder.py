@@ -37,7 +37,8 @@ class WindowTask:
     """What a decoder is given for one window of B items.
 
     codes: [B, context_len] int64; the first `prompt_len` are given, the others are written by the decoder.
-    frame_cond: [B, context_len, W] or None; start_cond: [B, 1, W] or None.
+    frame_cond: [B, context_len, W] or None; start_cond: [B, 1, W] or None; lyrics: [1, S, W], of all items, or None:
+        in FP32, or the prior's dtype.
     items, offset: item numbers [B], and the position in the song of the window's first code; with seed and level they
     say which random numbers are drawn.
     """
@@ -51,6 +52,7 @@ class WindowTask:
     sampling: LevelSampling
     frame_cond: Tensor | None = None
     start_cond: Tensor | None = None
+    lyrics: Tensor | None = None
 
 
 class Decoder(Protocol):
@@ -123,9 +125,10 @@ class EagerDecoder:
             raise ValueError(f"{batch} items for a decoder of {self.lanes}")
         pick = torch.arange(self.lanes, device=self.prior.device).clamp(max=batch - 1)
         self.task, self.pick = task, pick
-        self.frame_cond = None if task.frame_cond is None else task.frame_cond[pick]
-        self.start_cond = None if task.start_cond is None else task.start_cond[pick]
+        conditions = task.frame_cond, task.start_cond
+        self.frame_cond, self.start_cond = (None if c is None else c[pick].to(self.prior.dtype) for c in conditions)
         self.noise = torch.empty(0)
+        self.prior.read_lyrics(task.lyrics, self.cache.layers)
         self.prior.prefill_prompt(task.codes[pick, : task.prompt_len], self.cache, self.frame_cond, self.start_cond)
 
     def _run(self, start: int, stop: int) -> None:
@@ -174,7 +177,9 @@ def _native_int8(prior: Prior, batch: int) -> Decoder:
 def _native_missing(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
         return "it is for CPUs"
-    return "it takes float32 priors" if dtype != torch.float32 else native_library.missing()
+    return (
+        native_library.missing() if dtype in (torch.float32, torch.float16) else "it takes float32 and float16 priors"
+    )
 
 
 # The fastest first.

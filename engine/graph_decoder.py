@@ -91,7 +91,7 @@ class GraphDecoder:
         self.noise_key = torch.zeros(4, dtype=torch.int64, device=device)
         self.filters = torch.ones(3, dtype=torch.float32, device=device)
         self.cache = KVCache(config, batch, device, prior.dtype)
-        self.head = pack_weight(prior.token_embedding.t(), int8)
+        self.head = pack_weight(prior.head.t(), int8)
         # Layers of one pattern take turns with one buffer.
         parts: dict[str, _Parts] = {}
         self.layers: list[_Layer] = []
@@ -118,7 +118,8 @@ class GraphDecoder:
         prior, device = self.prior, self.prior.device
         # Lanes without an item repeat the last one.
         pick = torch.arange(self.lanes, device=device).clamp(max=batch - 1)
-        frame_cond, start_cond = (None if cond is None else cond[pick] for cond in (task.frame_cond, task.start_cond))
+        conditions = task.frame_cond, task.start_cond
+        frame_cond, start_cond = (None if cond is None else cond[pick].to(prior.dtype) for cond in conditions)
         if frame_cond is None:
             self.cond = None
         else:
@@ -138,11 +139,12 @@ class GraphDecoder:
         seed, sampling = task.seed, task.sampling
         self.noise_key.copy_(torch.tensor([seed & 0xFFFFFFFF, seed >> 32, task.level, task.offset]))
         self.filters.copy_(torch.tensor([sampling.temperature, float(sampling.top_k), sampling.top_p]))
+        prior.read_lyrics(task.lyrics, self.cache.layers)
         if pos:
             prior.prefill_prompt(self.codes[:, :pos], self.cache, frame_cond, start_cond, self.ops.prefill_attention)
             first = prior.token_embedding[self.codes[:, pos - 1]]
         else:
-            first = prior.start_token.expand(self.lanes, -1) if start_cond is None else start_cond[:, 0]
+            first = prior.start(start_cond, self.lanes)
         if pos < prior.config.context_len:
             # In the order and precision of sample_step.
             x = first.to(self.x.dtype) + prior.pos_embedding[pos].to(self.x.dtype)
@@ -187,8 +189,10 @@ class GraphDecoder:
             ops.project_attention(h, *parts, x, proj.weight, module.proj.bias, proj.scale)
             ops.norm_up(hidden, h, *norm_1, up.weight, module.up.bias, up.scale)
             ops.down_residual(x, hidden, x, h, down.weight, module.down.bias, down.scale, res_scale)
-        ops.head_logits(self.logits, x, self.cond, self.positions, *self.head)
-        embeddings = (self.prior.token_embedding, self.prior.pos_embedding)
+        last_cond = None if self.prior.own_head is not None else self.cond
+        ops.head_logits(self.logits, x, last_cond, self.positions, *self.head)
+        # What is drawn is a code, whatever else a prompt may hold.
+        embeddings = (self.prior.token_embedding[: self.prior.config.codebook_size], self.prior.pos_embedding)
         drawn = (self.logits, self.items, self.noise_key, self.filters)
         ops.sample_step(self.codes, x, self.positions, *drawn, *embeddings, self.cond)
 

@@ -61,6 +61,8 @@ class Jukebox:
         self.config = checkpoint.load_config(folder)
         self.backend = choose_backend(backend, device, dtype)
         self.vqvae = checkpoint.load_vqvae(folder, device)
+        # Per level, of artists and genres; None where the folder has none.
+        self.names = [checkpoint.load_names(folder, prior.level) for prior in self.config.priors]
         self._priors: dict[int, Prior] = {}
         self._keeps_priors = checkpoint.prior_bytes(folder, self.config) <= self._kept_bytes()
         logger.info("%s on %s in %s with the %s decoder", folder.name, device, _dtype_name(dtype), self.backend.name)
@@ -252,7 +254,7 @@ class Jukebox:
         run.acquire()
         codes = run.load()
         try:
-            sampling = Sampling(jukebox.config, request.params, request.samples, codes)
+            sampling = Sampling(jukebox.config, request.params, request.samples, codes, jukebox.names)
         except ValueError as error:
             raise RunError(f"{run.folder / 'codes.safetensors'} is not of this run: {error}") from None
         return jukebox._finish(sampling, run, "level", progress)
@@ -281,7 +283,7 @@ class Jukebox:
                     )
         samples = max(1, round(params.seconds * self.sample_rate))
         known = [tensor.expand(params.num_samples, -1) if len(tensor) == 1 else tensor for tensor in self._known(codes)]
-        sampling = Sampling(self.config, params, samples, known)
+        sampling = Sampling(self.config, params, samples, known, self.names)
         if sampling.filled[params.level] >= sampling.plans[params.level].length:
             raise ValueError(
                 f"the level {params.level} codes given fill {params.seconds:g} s: nothing is left to sample"

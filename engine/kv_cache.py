@@ -1,7 +1,8 @@
 """Keys and values of a window, preallocated per layer to what that layer can still see.
 
 A position is stored in a slot such that one decode step reads a contiguous run: ROW keeps one row; COLUMN keeps the
-window column by column; PREVIOUS_ROW keeps two rows in turns; DENSE keeps the window as it is.
+window column by column; PREVIOUS_ROW keeps two rows in turns; DENSE keeps the window as it is, LYRICS its first
+positions. CROSS keeps the lyrics, which are put there before the first step.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ class LayerCache:
         view._bind(self.kv[:, item : item + 1])
         return view
 
-    def slot(self, pos: int) -> int:
-        """Where position `pos` is kept."""
+    def slot(self, pos: int) -> int | None:
+        """Where position `pos` is kept; None: it is not."""
+        if self.pattern is Pattern.CROSS or (self.pattern is Pattern.LYRICS and pos >= self.kv.shape[3]):
+            return None
         return slot(self.pattern, pos, self.row_len, self.num_rows)
 
     def visible(self, pos: int) -> tuple[int, int]:
@@ -53,7 +56,8 @@ class LayerCache:
             return column * self.num_rows, row + 1
         if self.pattern is Pattern.PREVIOUS_ROW:
             return (row - 1) % 2 * self.row_len, self.row_len if row else 0
-        return 0, pos + 1
+        slots = self.kv.shape[3]
+        return 0, slots if self.pattern is Pattern.CROSS else min(pos + 1, slots)
 
     def first_seen(self, start: int) -> int:
         """The first position, at the start of a row, that any position from `start` on can see."""
@@ -71,9 +75,16 @@ class LayerCache:
     def store(self, kv: Tensor, start: int) -> None:
         """Keep keys and values [2, B, T, H, D] of positions start ... start + T - 1."""
         stop = start + kv.shape[2]
+        if self.pattern is Pattern.LYRICS:
+            stop = max(start, min(stop, self.kv.shape[3]))
+            kv = kv[:, :, : stop - start]
         # A chunk of many rows would write a slot more than once; only what can still be seen is written.
         first = max(start, self.first_seen(stop - 1))
         self.kv.index_copy_(3, self._slots(first, stop), kv[:, :, first - start :].transpose(2, 3))
+
+    def fill(self, kv: Tensor) -> None:
+        """Take the keys and values [2, 1, slots, H, D] of lyrics, the same for all items."""
+        self.kv.copy_(kv.transpose(2, 3))
 
     def _slots(self, start: int, stop: int) -> Tensor:
         """Where positions start ... stop - 1 are kept."""
@@ -83,7 +94,14 @@ class LayerCache:
 
 def num_slots(pattern: Pattern, config: PriorConfig) -> int:
     """Positions that a layer with `pattern` keeps."""
-    return {Pattern.ROW: config.row_len, Pattern.PREVIOUS_ROW: 2 * config.row_len}.get(pattern, config.context_len)
+    if pattern is Pattern.CROSS and config.lyrics:
+        return config.lyrics.length
+    slots = {
+        Pattern.ROW: config.row_len,
+        Pattern.PREVIOUS_ROW: 2 * config.row_len,
+        Pattern.LYRICS: config.lyric_reach,
+    }
+    return slots.get(pattern, config.context_len)
 
 
 def slot(pattern: Pattern, pos: Positions, row_len: int, num_rows: int) -> Positions:

@@ -16,6 +16,7 @@ from ..kernels.native_condition import NativeConditioner
 from .decoder import WindowTask
 from .kv_cache import num_slots
 from .prior import Prior
+from .threads import one_thread
 
 if TYPE_CHECKING:
     from .convolution import ResidualBlock, ResidualStack
@@ -94,6 +95,10 @@ def _conditioner(prior: Prior) -> NativeConditioner | None:
     )
 
 
+# Of priors; FP16 takes half the memory beside what is packed, and gives the codes of the same values in FP32.
+DTYPES = (torch.float32, torch.float16)
+
+
 class NativeDecoder:
     """FP32 arithmetic on weights stored as FP32, or as FP16 where that loses nothing; or int8 weights, whose products
     with inputs of 15 bits are summed exactly (kernels/packing.py).
@@ -107,8 +112,10 @@ class NativeDecoder:
     FEWEST_POSITIONS = 64
 
     def __init__(self, prior: Prior, batch: int, int8: bool = False) -> None:
-        if prior.device.type != "cpu" or prior.dtype != torch.float32:
-            raise ValueError(f"the native decoder takes FP32 priors on the CPU, not {prior.dtype} on {prior.device}")
+        if prior.device.type != "cpu" or prior.dtype not in DTYPES:
+            raise ValueError(
+                f"the native decoder takes FP32 and FP16 priors on the CPU, not {prior.dtype} on {prior.device}"
+            )
         config = prior.config
         self.prior = prior
         self.cache = self._new_cache(batch)
@@ -122,17 +129,18 @@ class NativeDecoder:
                 native.pack_layer(weights, dict(layer.named_parameters()), cache, pattern)
                 for layer, cache, pattern in zip(prior.layers, self.cache, config.layer_patterns, strict=True)
             ],
-            weights.matrix(prior.token_embedding.T),
+            weights.matrix(prior.head.T),
             prior.token_embedding,
             prior.pos_embedding,
-            prior.start_token,
+            # Labels stand in for it.
+            torch.zeros(1, config.width) if prior.start_token is None else prior.start_token,
             attn_width=config.attn_width,
             heads=config.heads,
             mlp_width=config.mlp_width,
             row_len=config.row_len,
             res_scale=config.res_scale,
+            cond_again=not config.separate_head,
         )
-
         self.conditioner = _conditioner(prior)
 
     def _new_cache(self, batch: int) -> list[native.LayerCache]:
@@ -163,6 +171,8 @@ class NativeDecoder:
         if len(task.codes) > lanes:
             raise ValueError(f"{len(task.codes)} items for a decoder of {lanes}")
         self.task = task
+        with torch.inference_mode(), one_thread():
+            self.prior.read_lyrics(task.lyrics, self.cache)
 
     def extend(self, start: int, stop: int) -> None:
         task, row_len = self.task, self.prior.config.row_len

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any, TypeVar
 
@@ -16,18 +16,33 @@ import torch
 from torch import Tensor
 
 from .checkpoint import CheckpointError
-from .config import PRESETS, ConditionerConfig, PriorConfig, VQVAEConfig
+from .config import (
+    LYRICS_IN_SEQUENCE,
+    PRESETS,
+    ConditionerConfig,
+    LabelConfig,
+    LyricConfig,
+    PriorConfig,
+    VQVAEConfig,
+)
 from .openai_pickle import Model
 from .patterns import Pattern
 
 Part = TypeVar("Part", VQVAEConfig, PriorConfig)
 
-# `attn_order` and the patterns it repeats. The others attend to lyrics or to summaries of rows.
+_FACTORED = (Pattern.ROW, Pattern.COLUMN, Pattern.PREVIOUS_ROW)
+# `attn_order` and the patterns it repeats. The others attend to summaries of rows.
 _PATTERN_CYCLES = {
     0: (Pattern.DENSE,),
     1: (Pattern.ROW, Pattern.COLUMN),
-    2: (Pattern.ROW, Pattern.COLUMN, Pattern.PREVIOUS_ROW),
-    9: (Pattern.ROW, Pattern.COLUMN, Pattern.PREVIOUS_ROW, Pattern.DENSE),
+    2: _FACTORED,
+    6: (*_FACTORED, Pattern.CROSS),
+    7: (*5 * _FACTORED, Pattern.CROSS),
+    8: (*3 * _FACTORED, Pattern.CROSS),
+    9: (*_FACTORED, Pattern.DENSE),
+    10: 3 * _FACTORED + 7 * (*3 * _FACTORED, Pattern.CROSS),
+    11: tuple(Pattern.CROSS if p is Pattern.LYRICS else p for p in LYRICS_IN_SEQUENCE),
+    12: LYRICS_IN_SEQUENCE,
 }
 
 
@@ -68,7 +83,6 @@ def prior_config(model: Model, level: int, vqvae: VQVAEConfig, preset: object = 
     hps = _Settings(model, "n_ctx", "prior_width", "prior_depth", "heads", "attn_order", "blocks")
     if hps.some and hps.integer("level", level) != level:
         raise CheckpointError(f"{path}: is a prior of level {hps.integer('level')} (its hps), given as level {level}")
-    _refuse_unsupported(model, hps)
     conditioned = any(key.startswith("conditioner_blocks.") for key in tensors)
     if level >= vqvae.levels:
         raise CheckpointError(f"{path}: is given as level {level}, the VQ-VAE has levels 0 to {vqvae.levels - 1}")
@@ -85,22 +99,55 @@ def prior_config(model: Model, level: int, vqvae: VQVAEConfig, preset: object = 
         (int(key.split(".")[3]) for key in tensors if re.match(r"prior\.\w+\._attn_mods\.\d", key)), default=0
     )
     if hps.missing:
-        family = {preset.level: preset for preset in PRESETS.values() if isinstance(preset, PriorConfig)}.get(level)
+        families = [preset for preset in PRESETS.values() if isinstance(preset, PriorConfig) and preset.level == level]
+        family = next((preset for preset in families if _kind(preset) == _kind_of(tensors, vqvae)), None)
         published = dataclasses.replace(family, depth=depth) if family else None
         config, source = _without_hps(hps, given, published)
     else:
         config, source = _agreed(path, hps.build(lambda: _prior_from_hps(hps, level, vqvae, conditioned)), given)
     if config.depth != depth:
         raise CheckpointError(f"{path}: has {depth} layers, {source} asks for {config.depth}")
+    if hps.get("copy_input"):
+        raise CheckpointError(f"{path}: takes its own codes for lyrics (copy_input), which is not supported")
+    if not config.separate_head and not _is_tied(tensors):
+        raise CheckpointError(
+            f"{path}: has an output head of its own (x_out), {source} has none; is it the right preset?"
+        )
     return config, source
 
 
+def _is_tied(tensors: Mapping[str, Tensor]) -> bool:
+    head, embedding = tensors.get("prior.x_out.weight"), tensors.get("prior.x_emb.weight")
+    return head is None or embedding is None or head.data_ptr() == embedding.data_ptr() or _equal(head, embedding)
+
+
+def _kind(config: PriorConfig) -> tuple[bool, bool, bool, bool]:
+    """Whether there are labels, lyrics before the codes, lyrics with an encoder, a head of its own."""
+    encoder = bool(config.lyrics and config.lyrics.encoder)
+    return bool(config.labels), bool(config.lyric_len), encoder, config.separate_head
+
+
+def _kind_of(tensors: Mapping[str, Tensor], vqvae: VQVAEConfig) -> tuple[bool, bool, bool, bool]:
+    embedding = tensors.get("prior.x_emb.weight")
+    before = embedding is not None and len(embedding) > vqvae.codebook_size
+    labels, encoder = (any(key.startswith(part) for key in tensors) for part in ("y_emb.", "prime_prior."))
+    return labels, before, encoder, not _is_tied(tensors)
+
+
 def _prior_from_hps(hps: _Settings, level: int, vqvae: VQVAEConfig, conditioned: bool) -> PriorConfig:
-    order = hps.integer("attn_order")
-    if order not in _PATTERN_CYCLES:
-        known = ", ".join(map(str, _PATTERN_CYCLES))
-        raise ValueError(f"attn_order {order} (lyrics or summary attention) is not supported yet, only {known}")
-    conditioner = None
+    labels = lyrics = conditioner = None
+    if hps.get("labels", False):
+        genres, artists = hps.integers("y_bins")
+        seconds = {
+            f"{end}_seconds": float(hps.get(f"{end}_duration", default)) for end, default in (("min", 60), ("max", 600))
+        }
+        # Upsamplers are told no time.
+        bins = 0 if conditioned else hps.integer("t_bins", 64)
+        labels = LabelConfig(artists, genres, hps.integer("max_bow_genre_size", 1), bins, **seconds)
+    before = bool(hps.get("single_enc_dec", False))
+    if before or hps.get("use_tokens", False):
+        length, vocabulary = hps.integer("n_tokens"), hps.integer("n_vocab")
+        lyrics = LyricConfig(vocabulary, length, None if before else _encoder_from_hps(hps, level, length, vocabulary))
     if conditioned:
         conditioner = ConditionerConfig(
             width=hps.integer("cond_width"),
@@ -117,15 +164,41 @@ def _prior_from_hps(hps: _Settings, level: int, vqvae: VQVAEConfig, conditioned:
         width=hps.integer("prior_width"),
         depth=hps.integer("prior_depth"),
         heads=hps.integer("heads"),
-        context_len=hps.integer("n_ctx"),
+        context_len=hps.integer("n_ctx") + (lyrics.length if lyrics and before else 0),
         num_rows=hps.integer("blocks", 1),
         codebook_size=hps.integer("l_bins", vqvae.codebook_size),
-        pattern_cycle=_PATTERN_CYCLES[order],
+        pattern_cycle=_patterns(hps.integer("attn_order")),
         attn_ratio=float(hps.get("m_attn", 0.25)),
         mlp_ratio=float(hps.get("m_mlp", 1.0)),
         scale_residual=bool(hps.get("res_scale", False)),
         conditioner=conditioner,
+        labels=labels,
+        lyrics=lyrics,
+        separate_head=bool(hps.get("merged_decoder", False)),
     )
+
+
+def _encoder_from_hps(hps: _Settings, level: int, length: int, vocabulary: int) -> PriorConfig:
+    return PriorConfig(
+        level=level,
+        width=hps.integer("prime_width"),
+        depth=hps.integer("prime_depth"),
+        heads=hps.integer("prime_heads"),
+        context_len=length,
+        num_rows=hps.integer("prime_blocks", 1),
+        codebook_size=vocabulary,
+        pattern_cycle=_patterns(hps.integer("prime_attn_order")),
+        attn_ratio=float(hps.get("prime_m_attn", 0.25)),
+        mlp_ratio=float(hps.get("prime_m_mlp", 1.0)),
+        scale_residual=bool(hps.get("prime_res_scale", False)),
+    )
+
+
+def _patterns(order: int) -> tuple[Pattern, ...]:
+    if order not in _PATTERN_CYCLES:
+        known = ", ".join(map(str, _PATTERN_CYCLES))
+        raise ValueError(f"attn_order {order} (summary attention) is not supported, only {known}")
+    return _PATTERN_CYCLES[order]
 
 
 class _Settings:
@@ -191,23 +264,6 @@ def _agreed(path: Any, read: Part, given: Part | None) -> tuple[Part, str]:
             f"{path}: its hps say {name} {getattr(read, name)}, the given preset {getattr(given, name)}; leave it out"
         )
     return read, "its own config (hps)"
-
-
-def _refuse_unsupported(model: Model, hps: _Settings) -> None:
-    found = []
-    if any(key.startswith("y_emb.") for key in model.tensors):
-        found.append("artist and genre labels (y_emb)")
-    if hps.get("single_enc_dec") or any(key.startswith("prime_") or ".c_enc_kv." in key for key in model.tensors):
-        found.append("lyrics")
-    head, embedding = model.tensors.get("prior.x_out.weight"), model.tensors.get("prior.x_emb.weight")
-    tied = head is None or embedding is None or head.data_ptr() == embedding.data_ptr()
-    if hps.get("merged_decoder") or not (tied or _equal(head, embedding)):
-        found.append("an output head of its own (merged decoder, x_out)")
-    if found:
-        raise CheckpointError(
-            f"{model.path}: uses {' and '.join(found)}; models with label or lyric conditioning are not supported yet, "
-            "only unlabelled ones"
-        )
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:

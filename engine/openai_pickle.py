@@ -79,7 +79,7 @@ for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
 
 def read_model(path: Path) -> Model:
     """Raises CheckpointError where `path` is no complete torch file with a `model`."""
-    content = _load(path)
+    content = load_file(path)
     model = content.get("model")
     if not isinstance(model, dict) or not model:
         hint = "; a run's codes? they are for `upsample` and `continue`" if "zs" in content else ""
@@ -101,7 +101,7 @@ def load_codes(path: Path) -> list[Tensor | None]:
     Raises:
         CheckpointError: `path` is no complete torch file with such codes.
     """
-    content = _load(path)
+    content = load_file(path)
     codes = content.get("zs")
     if not isinstance(codes, (list, tuple)) or not codes:
         hint = "; a model? give it to `convert`" if "model" in content else ""
@@ -120,7 +120,8 @@ def load_codes(path: Path) -> list[Tensor | None]:
     return [None if z is None else z.to(torch.int64, copy=True).contiguous() for z in codes]
 
 
-def _load(path: Path) -> dict[Any, Any]:
+def load_file(path: Path) -> dict[Any, Any]:
+    """The dict that a torch file holds, of a zip file with its tensors mapped. Raises CheckpointError."""
     try:
         with path.open("rb") as file:
             head = file.read(len(_LEGACY_MAGIC))

@@ -197,11 +197,13 @@ class _Windows:
         yield Need(prepare_rank, level + 1, batch, window.upper_needed)
         task = sampling.task(window, items, prior, decoder)
         decoder.begin(task)
+        if lyric_len := prior.config.lyric_len:
+            decoder.extend(0, lyric_len)
         taken = window.start
         while taken < window.first:
             yield Need(prepare_rank, level, batch, taken + _part(PROMPT_PART, window.first - taken))
             stop = self.prompt_stop(window, batch, taken)
-            own = slice(taken - window.start, stop - window.start)
+            own = slice(taken - task.offset, stop - task.offset)
             task.codes[:, own] = sampling.codes[level][items.start : items.stop, taken:stop]
             decoder.extend(own.start, own.stop)
             taken = stop
@@ -210,7 +212,7 @@ class _Windows:
             # Codes are counted from the left, so windows without a prompt wait for those before, too.
             yield Need(sample_rank, level, batch, first)
             stop, begun = first + _part(positions, window.stop - first), time.perf_counter()
-            decoder.run(first - window.start, stop - window.start)
+            decoder.run(first - task.offset, stop - task.offset)
             now = time.perf_counter()
             positions = max(1, min(most, int(PART_SECONDS * (stop - first) / (now - begun))))
             sampling.keep(task, items, first, stop)

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from .labels import Labels
 from .sampler import SamplingParams
 
 FORMAT = 1
@@ -94,7 +95,10 @@ class Run:
             values = json.loads(path.read_text())
             if values["format"] != FORMAT:
                 raise RunError(f"{path} has format {values['format']}; this version reads format {FORMAT}")
-            request = Request(params=SamplingParams(**values.pop("params")), **values)
+            params = values.pop("params")
+            if (labels := params.pop("labels", None)) is not None:
+                labels = Labels.from_json(labels)
+            request = Request(params=SamplingParams(**params, labels=labels), **values)
             words = (request.model, request.fingerprint, request.backend, request.device, request.dtype)
             whole = isinstance(request.samples, int) and not isinstance(request.samples, bool)
             if not whole or not 0 < request.samples < 2**40 or not all(isinstance(word, str) for word in words):

@@ -17,6 +17,7 @@ from torch import Tensor
 from . import overlap
 from .config import JukeboxConfig
 from .decoder import Backend, Decoder, LevelSampling, WindowTask
+from .labels import Labels, Names, level_labels
 from .prior import Prior
 from .windows import LevelPlan, Window, plan_levels, schedule
 
@@ -43,6 +44,7 @@ class SamplingParams:
     hop_fraction: how far windows move, as a part of the window; None: the original's 0.125 at the top, 0.5 below.
     batch_size: items decoded together at most.
     level: the level that is decoded to audio; levels below it are not sampled. 1 or 2 make a quick preview.
+    labels: artist, genre and lyrics, for models that know them; None: an unknown artist and genre, no lyrics.
     """
 
     seconds: float | None = None
@@ -55,8 +57,11 @@ class SamplingParams:
     hop_fraction: float | tuple[float, ...] | None = None
     batch_size: int = 16
     level: int = 0
+    labels: Labels | None = None
 
     def __post_init__(self) -> None:
+        if self.labels is not None and not isinstance(self.labels, Labels):
+            raise ValueError(f"labels must be Labels(artist=..., genre=..., ...), not {self.labels!r}")
         if self.seconds is not None:
             if not _is_number(self.seconds) or not 0 < self.seconds <= MAX_SECONDS:
                 raise ValueError(f"seconds must be above 0 and at most {MAX_SECONDS}, not {self.seconds!r}")
@@ -158,11 +163,13 @@ class Sampling:
         params: SamplingParams,
         samples: int,
         known: Sequence[Tensor],
+        names: Sequence[Names | None] = (),
     ) -> None:
-        """known: per level the codes [num_samples, n] that are there already, a prompt or an earlier run's.
+        """known: per level the codes [num_samples, n] that are there already, a prompt or an earlier run's. names: per
+        level the ids of artists and genres, where the model has them.
 
         Raises:
-            ValueError: codes out of range, or the wrong number of items.
+            ValueError: codes out of range, the wrong number of items, or labels that are not for this model.
         """
         levels = len(config.priors)
         if not 0 <= params.level < levels:
@@ -190,6 +197,9 @@ class Sampling:
                 room = torch.zeros(params.num_samples, max(plan.length, codes.shape[1]), dtype=torch.long)
                 room[:, : codes.shape[1]] = codes
             self.codes.append(room)
+        sampled = [k >= params.level and self.filled[k] < plan.length for k, plan in enumerate(self.plans)]
+        seconds = samples / config.vqvae.sample_rate
+        self.labels = level_labels(params.labels, config, names or [None] * levels, seconds, sampled)
         # How the caller computes while windows are under way.
         self.compute: Callable[[Callable[[], Tensor]], Tensor] = lambda work: work()
         self.settings = [
@@ -244,31 +254,45 @@ class Sampling:
                 decoders[level].prefill(task)
                 for first in range(window.first, window.stop, self.REPORT_EVERY):
                     stop = min(first + self.REPORT_EVERY, window.stop)
-                    decoders[level].run(first - window.start, stop - window.start)
+                    decoders[level].run(first - task.offset, stop - task.offset)
                     meter.add(level, (stop - first) * len(items))
                 self.keep(task, items, window.first, window.stop)
             self.filled[level] = window.stop
             yield window
 
     def task(self, window: Window, items: range, prior: Prior, decoder: Decoder) -> WindowTask:
-        """What a decoder is given for some items of a window: the condition, and the prompt as far as it is there."""
+        """What a decoder is given for some items of a window: conditions, and the prompt as far as it is there."""
         level, device, rows = window.level, prior.device, slice(items.start, items.stop)
+        vqvae, lyric_len = self.config.vqvae, prior.config.lyric_len
+        prompt_len = lyric_len + window.first - window.start
         codes = torch.zeros(len(items), prior.config.context_len, dtype=torch.long)
-        codes[:, : window.first - window.start] = self.codes[level][rows, window.start : window.first]
-        frame_cond = None
+        codes[:, lyric_len:prompt_len] = self.codes[level][rows, window.start : window.first]
+        frame_cond = start_cond = lyrics = None
+        if (labels := self.labels[level]) is not None:
+            unit = vqvae.samples_per_code(level)
+            length = prior.config.window_len * unit
+            told = prior.label_conditions(labels, vqvae.sample_rate, window.start * unit, length)
+            codes[:, :lyric_len] = torch.tensor(told.prompt, dtype=torch.long)
+            lyrics = told.lyrics
+            # One for each item: decoders read them side by side.
+            start_cond = told.start.repeat(len(items), 1, 1)
+            frame_cond = None if told.frames is None else told.frames.repeat(len(items), 1, 1)
         if prior.config.conditioner:
             ratio = prior.config.conditioner.upper_ratio
             upper = self.codes[level + 1][rows, window.start // ratio : window.upper_needed]
             frame_cond = decoder.condition(upper.to(device))
         return WindowTask(
             codes=codes.to(device),
-            prompt_len=window.first - window.start,
+            prompt_len=prompt_len,
             items=torch.arange(items.start, items.stop, device=device) + self.params.first_item,
             seed=self.params.seed,
             level=level,
-            offset=window.start,
+            # Of the song's codes; lyrics lie before the window's first.
+            offset=window.start - lyric_len,
             sampling=self.settings[level],
             frame_cond=frame_cond,
+            start_cond=start_cond,
+            lyrics=lyrics,
         )
 
     def keep(self, task: WindowTask, items: range, first: int, stop: int) -> None:

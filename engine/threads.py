@@ -7,9 +7,23 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+# Where a container's share of the processor is told: cgroups of version 2, and of version 1.
+QUOTA_FILES = ("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
+
+
+def granted_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this container may keep busy, however many it sees; 0 where nothing limits it."""
+    for names in QUOTA_FILES:
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = " ".join((cgroups / name).read_text() for name in names).split()
+            # Elsewhere the quota is "max" or -1.
+            return max(1, round(int(quota) / int(period))) if int(quota) > 0 else 0
+    return 0
 
 
 def alone(threads: int) -> None:

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import VQVAEConfig, to_json
+from .config import VQVAEConfig
+from .config_json import to_json
 from .convolution import Conv, Downsampler, ResidualStack, Upsampler, repeatable
 from .threads import side_by_side
 

@@ -1,8 +1,8 @@
 """Which windows are sampled at which level, and what each of them waits for. Pure functions on integers.
 
-A window is `context_len` codes long. Windows of a level start every `hop` codes, the last one moved back so that it is
-full; each keeps the codes it finds as its prompt and samples the rest. A target shorter than one context is one partial
-window. A window below the top needs the upper codes of its whole context, so short targets ask for longer upper levels.
+A window is `window_len` codes long. Windows of a level start every `hop` codes, the last one moved back so that it is
+full; each keeps the codes it finds as its prompt and samples the rest. A target shorter than one window is one partial
+window. A window below the top needs the upper codes of its whole length, so short targets ask for longer upper levels.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ class LevelPlan:
     """Sizes of one level, in its own codes: the whole length, the window, the hop, what is there already."""
 
     length: int
-    context_len: int
+    window_len: int
     hop: int
     known: int = 0
     # Codes of this level per code of the level above; None at the top.
     upper_ratio: int | None = None
 
 
-def window_starts(length: int, context_len: int, hop: int) -> list[int]:
+def window_starts(length: int, window_len: int, hop: int) -> list[int]:
     """First codes of the windows that cover `length` codes."""
-    if length <= context_len:
+    if length <= window_len:
         return [0]
-    last = length - context_len
+    last = length - window_len
     return [*range(0, last, hop), last]
 
 
@@ -54,10 +54,10 @@ def level_windows(level: int, plan: LevelPlan) -> list[Window]:
     """The windows of a level that still have something to sample, in order."""
     windows = []
     done = plan.known
-    for start in window_starts(plan.length, plan.context_len, plan.hop):
-        stop = min(start + plan.context_len, plan.length)
+    for start in window_starts(plan.length, plan.window_len, plan.hop):
+        stop = min(start + plan.window_len, plan.length)
         if stop > done:
-            upper = (start + plan.context_len) // plan.upper_ratio if plan.upper_ratio else 0
+            upper = (start + plan.window_len) // plan.upper_ratio if plan.upper_ratio else 0
             windows.append(Window(level, start, done, stop, upper))
             done = stop
     return windows
@@ -106,13 +106,14 @@ def plan_levels(
         # Codes of this level that one top code stands for: lengths are whole numbers of top codes.
         unit = vqvae.samples_per_code(top) // vqvae.samples_per_code(level)
         length = max(top_codes * unit, math.ceil(needed / unit) * unit)
-        hop = prior.context_len * hop_fractions[level]
+        window_len = prior.window_len
+        hop = window_len * hop_fractions[level]
         if not 0 < hop_fractions[level] <= 1 or hop != int(hop) or int(hop) % (ratio or 1):
             raise ValueError(
-                f"hop fraction {hop_fractions[level]} of level {level}: {hop:g} of {prior.context_len} codes is not a "
+                f"hop fraction {hop_fractions[level]} of level {level}: {hop:g} of {window_len} codes is not a "
                 f"positive multiple of {ratio or 1} within the window; try 0.5, 0.25 or 0.125"
             )
-        plans.append(LevelPlan(length, prior.context_len, int(hop), known[level], ratio))
+        plans.append(LevelPlan(length, window_len, int(hop), known[level], ratio))
         if level >= bottom and ratio:
-            needed = max(length, prior.context_len) // ratio
+            needed = max(length, window_len) // ratio
     return plans

@@ -57,12 +57,19 @@ class Shape(NamedTuple):
     num_rows: int
     codebook_size: int
     conditioned: bool
+    # Whether the head is not the embedding, so that the condition is not added again.
+    separate_head: bool = False
+    # Positions that pattern LYRICS sees, and characters that CROSS sees; 0: no layer has it.
+    lyric_reach: int = 0
+    cross: int = 0
 
 
-# Every shape of `engine.config.PRESETS`; depth and level do not matter.
+# Every shape of `engine.config.PRESETS`; depth and level do not matter, and one with CROSS stands for the same without.
 SHAPES = {
     "upsampler": Shape(1920, 1, 480, 1920, 8192, 128, 2048, True),
     "top": Shape(2048, 2, 256, 2048, 6144, 64, 2048, False),
+    "top-1b": Shape(2048, 2, 256, 2048, 6528, 64, 2048, True, lyric_reach=448),
+    "top-5b": Shape(4800, 8, 150, 4800, 8192, 128, 2048, True, separate_head=True, cross=512),
 }
 STORED = {
     "fp16": torch.float16,
@@ -115,16 +122,20 @@ def decode_specializations(name: str, shape: Shape, stored: str) -> Iterator[Spe
     def named(op: str, launched: Any) -> Specialization:
         return launched._replace(name=f"{op}/{name}/{stored}")
 
-    width, heads, head_dim, mlp_width, context, num_rows, size, conditioned = shape
+    width, heads, head_dim, mlp_width, context, num_rows, size = shape[:7]
     attn_width, row_len = heads * head_dim, context // num_rows
+    slots_of = {"row": row_len, "column": context, "previous_row": 2 * row_len}
+    slots_of |= {"dense": context, "lyrics": shape.lyric_reach} if shape.lyric_reach else {}
+    slots_of |= {"cross": shape.cross} if shape.cross else {}
     x, hidden, positions = meta(1, width), meta(1, mlp_width), meta(1, dtype=torch.int64)
     norm = meta(width, dtype=dtype), meta(width, dtype=dtype)
     q, parts = meta(1, attn_width), ()
-    for pattern, slots in (("row", row_len), ("column", context), ("previous_row", 2 * row_len)):
+    for pattern, slots in slots_of.items():
         kv = meta(2, 1, heads, slots, head_dim, dtype=dtype)
         count, _ = attention_parts(pattern, row_len, slots)
         parts = meta(1, count, heads, head_dim), meta(1, count, heads), meta(1, count, heads)
-        qkv, bias = matrix(width, 3 * attn_width), meta(3 * attn_width, dtype=dtype)
+        projected = attn_width if pattern == "cross" else 3 * attn_width
+        qkv, bias = matrix(width, projected), meta(projected, dtype=dtype)
         where = pattern, row_len
         launched = fused.norm_qkv(q, kv, x, positions, *norm, qkv.weight, bias, qkv.scale, *where)
         yield named(f"norm_qkv[{pattern}]", launched)
@@ -137,8 +148,9 @@ def decode_specializations(name: str, shape: Shape, stored: str) -> Iterator[Spe
     down, bias = matrix(mlp_width, width), meta(width, dtype=dtype)
     yield named("down_residual", fused.down_residual(x, hidden, x, x, down.weight, bias, down.scale))
     head, logits = matrix(width, size), meta(1, size)
-    cond = meta(1, context, width, dtype=dtype) if conditioned else None
-    yield named("head_logits", fused.head_logits(logits, x, cond, positions, *head))
+    cond = meta(1, context, width, dtype=dtype) if shape.conditioned else None
+    last_cond = None if shape.separate_head else cond
+    yield named("head_logits", fused.head_logits(logits, x, last_cond, positions, *head))
     codes, items, key = (meta(*sizes, dtype=torch.int64) for sizes in ((1, context), (1,), (4,)))
     embeddings = meta(size, width, dtype=dtype), meta(context, width, dtype=dtype)
     yield named("sample_step", fused.sample_step(codes, x, positions, logits, items, key, meta(3), *embeddings, cond))
@@ -182,7 +194,7 @@ def specializations(architecture: int, name: str, stored: str, attention: bool =
     COMPILED_FOR.reset(token)
     if attention and stored != "int8":
         row_len = shape.context_len // shape.num_rows
-        sizes = row_len, shape.num_rows, shape.head_dim, STORED[stored], architecture
+        sizes = row_len, shape.num_rows, shape.head_dim, STORED[stored], architecture, shape.lyric_reach > 0
         found |= {one.name: one for one in attention_specializations(name, *sizes)}
     return list(found.values())
 

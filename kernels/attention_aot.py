@@ -20,10 +20,11 @@ _FP32 = {"log_sum_ptr", "delta_ptr", "part_ptr", "stats_ptr"}
 
 
 def attention_specializations(
-    name: str, row_len: int, num_rows: int, head_dim: int, dtype: torch.dtype, capability: int
+    name: str, row_len: int, num_rows: int, head_dim: int, dtype: torch.dtype, capability: int, dense: bool = False
 ) -> Iterator[Specialization]:
-    """Every kernel of prefill attention, its gradient and the attention distance over a whole window of a model."""
-    for pattern in ("row", "column", "previous_row"):
+    """Every kernel of prefill attention, its gradient and the attention distance over a whole window of a model; with
+    `dense`, of one that has such layers too."""
+    for pattern in ("row", "column", "previous_row", *(["dense"] if dense else [])):
         sizes = groups(pattern, row_len, 0, 0, row_len * num_rows)
 
         def one(kernel: Any, tile: Tiles, pattern: str = pattern, **constants: bool) -> Specialization:

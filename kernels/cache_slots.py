@@ -1,6 +1,7 @@
 """Where a decode step finds keys and values, computed on the device: the arithmetic of `engine.kv_cache`.
 
-ROW keeps one row; COLUMN keeps the window column by column; PREVIOUS_ROW keeps two rows in turns; DENSE keeps all.
+ROW keeps one row; COLUMN keeps the window column by column; PREVIOUS_ROW keeps two rows in turns; DENSE keeps all;
+LYRICS keeps the first SLOTS positions; CROSS keeps what was put there before the first step.
 """
 
 import triton
@@ -9,7 +10,7 @@ import triton.language as tl
 
 @triton.jit
 def slot(pos, PATTERN: tl.constexpr, ROW_LEN: tl.constexpr, SLOTS: tl.constexpr):
-    """The slot of position `pos` in a cache of SLOTS slots."""
+    """The slot of position `pos` in a cache of SLOTS slots; SLOTS or more: it has none."""
     row = pos // ROW_LEN
     column = pos % ROW_LEN
     if PATTERN == "row":
@@ -19,7 +20,7 @@ def slot(pos, PATTERN: tl.constexpr, ROW_LEN: tl.constexpr, SLOTS: tl.constexpr)
     elif PATTERN == "previous_row":
         found = row % 2 * ROW_LEN + column
     else:
-        tl.static_assert(PATTERN == "dense")
+        tl.static_assert(PATTERN == "dense" or PATTERN == "lyrics")
         found = pos
     return found
 
@@ -39,8 +40,11 @@ def visible(pos, PATTERN: tl.constexpr, ROW_LEN: tl.constexpr, SLOTS: tl.constex
         # Row 0 sees nothing.
         first = (row + 1) % 2 * ROW_LEN
         count = tl.where(row > 0, ROW_LEN, 0)
-    else:
-        tl.static_assert(PATTERN == "dense")
+    elif PATTERN == "cross":
         first = pos * 0
-        count = pos + 1
+        count = first + SLOTS
+    else:
+        tl.static_assert(PATTERN == "dense" or PATTERN == "lyrics")
+        first = pos * 0
+        count = tl.minimum(pos + 1, SLOTS)
     return first, count

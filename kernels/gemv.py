@@ -223,10 +223,12 @@ def tile(weight: Tensor, batch: int, scale: Tensor | None = None) -> Tile:
     tensor = uses_tensor_cores(weight)
     size = weight.dtype.itemsize
     if tensor:
-        block_k = max(min(triton.next_power_of_2(n_in), 2048), 128)
+        # Of wider layers a block is loaded while the one before is multiplied, and both must find registers.
+        widest = 2048 if n_in <= 2048 else 512 * size
+        block_k = max(min(triton.next_power_of_2(n_in), widest), 128)
         # An instruction's 16 outputs: at width 1920 a program for each of 120 multiprocessors, 61 KB of FP16 weights
         # in flight on each. Narrow inputs leave room for 32, whose programs look at all items half as often.
-        block_n, items = 16 if block_k > 512 else 32, min(triton.next_power_of_2(batch), 8)
+        block_n, items = 16 if n_in > 512 else 32, min(triton.next_power_of_2(batch), 8)
         # Four inputs to a lane even of one item: statistics are summed in the same order for any number of items.
         num_warps = min(block_k // 128, 8)
     else:

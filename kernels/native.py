@@ -26,7 +26,7 @@ KEY_BLOCK = 16
 STORED = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
 # Of a task.
 TENSORS = {"codes": torch.int64, "items": torch.int64, "frame_cond": torch.float32, "start_cond": torch.float32}
-PATTERNS = {"row": 0, "column": 1, "previous_row": 2, "dense": 3}
+PATTERNS = {"row": 0, "column": 1, "previous_row": 2, "dense": 3, "lyrics": 4, "cross": 5}
 
 
 def panels(weight: Tensor) -> Tensor:
@@ -77,19 +77,23 @@ class PackedWeights:
         self.nbytes += size
         return room.data_ptr()
 
+    def vectors(self, tensor: Tensor) -> int:
+        """The address of a copy of `tensor` in FP32."""
+        return self.pointer(tensor.detach().float())
+
     def matrix(self, weight: Tensor, bias: Tensor | None = None) -> Matrix:
-        """Pack `weight` [in, out] and its bias."""
+        """Pack `weight` [in, out], FP32 or FP16, and its bias."""
         pad = (0, -weight.shape[1] % PANEL)
         scale = None
         stored = weight.detach()
         if self.int8:
             stored, scale = quantize_int8(stored)
-        elif holds_fp16(stored):
+        elif stored.dtype is torch.float16 or holds_fp16(stored):
             stored = stored.half()
         return Matrix(
             panels=self.pointer((_paired_panels if self.int8 else panels)(stored)),
-            scale=None if scale is None else self.pointer(torch.nn.functional.pad(scale, pad)),
-            bias=None if bias is None else self.pointer(torch.nn.functional.pad(bias, pad)),
+            scale=None if scale is None else self.vectors(torch.nn.functional.pad(scale, pad)),
+            bias=None if bias is None else self.vectors(torch.nn.functional.pad(bias, pad)),
             inputs=weight.shape[0],
             outputs=weight.shape[1],
             stored=STORED[stored.dtype],
@@ -113,7 +117,10 @@ class NativeModel:
         mlp_width: int,
         row_len: int,
         res_scale: float,
+        cond_again: bool = True,
     ) -> None:
+        """token_embedding: of codes and of whatever else a prompt may hold, codes first; cond_again: whether the frame
+        condition is added once more before the head."""
         self._weights = weights
         self._layers = (Layer * len(layers))(*layers)
         self._model = Model(
@@ -122,13 +129,14 @@ class NativeModel:
             attn_width=attn_width,
             heads=heads,
             mlp_width=mlp_width,
-            codebook_size=token_embedding.shape[0],
+            codebook_size=head.outputs,
             context_len=pos_embedding.shape[0],
             row_len=row_len,
+            cond_again=cond_again,
             res_scale=res_scale,
-            token_embedding=weights.pointer(token_embedding),
-            pos_embedding=weights.pointer(pos_embedding),
-            start_token=weights.pointer(start_token),
+            token_embedding=weights.vectors(token_embedding),
+            pos_embedding=weights.vectors(pos_embedding),
+            start_token=weights.vectors(start_token),
             head=head,
             layers=self._layers,
         )
@@ -224,6 +232,13 @@ class LayerCache:
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
 
+    def fill(self, kv: Tensor) -> None:
+        """Take keys and values [2, 1, slots, H, D], the same for all items."""
+        keys, values = kv.transpose(2, 3)
+        self.values.copy_(values)
+        blocks = torch.nn.functional.pad(keys, (0, 0, 0, -self.slots % KEY_BLOCK)).unflatten(2, (-1, KEY_BLOCK))
+        self.keys.copy_(blocks.transpose(3, 4))
+
 
 def pack_layer(weights: PackedWeights, tensors: dict[str, Tensor], cache: LayerCache, pattern: str) -> Layer:
     """One layer from its tensors, named as in engine.transformer.TransformerLayer; the caller keeps the cache."""
@@ -231,11 +246,11 @@ def pack_layer(weights: PackedWeights, tensors: dict[str, Tensor], cache: LayerC
 
     def by_head(qkv: Tensor) -> Tensor:
         """[..., 3 H D] -> [..., H 3 D]: what belongs to a head lies together."""
-        return qkv.unflatten(-1, (3, heads, head_dim)).transpose(-3, -2).flatten(-3)
+        return qkv.unflatten(-1, (-1, heads, head_dim)).transpose(-3, -2).flatten(-3)
 
     tensors = tensors | {name: by_head(tensors[name]) for name in ("qkv.weight", "qkv.bias")}
     return Layer(
-        **{f"ln_{i}_{part}": weights.pointer(tensors[f"ln_{i}.{part}"]) for i in (0, 1) for part in ("weight", "bias")},
+        **{f"ln_{i}_{part}": weights.vectors(tensors[f"ln_{i}.{part}"]) for i in (0, 1) for part in ("weight", "bias")},
         **{
             name: weights.matrix(tensors[f"{name}.weight"], tensors[f"{name}.bias"])
             for name in ("qkv", "proj", "up", "down")

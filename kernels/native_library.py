@@ -50,6 +50,7 @@ class Model(Structure):
                 "codebook_size",
                 "context_len",
                 "row_len",
+                "cond_again",
             )
         ),
         ("res_scale", c_float),

@@ -1,7 +1,8 @@
 """LayerNorm, query-key-value projection and cache append of a decode step.
 
 One program computes BLOCK_N of the 3 A outputs (see gemv) and writes queries to a buffer, keys and values to the
-cache slot of the item's position. Statistics, products and sums are FP32.
+cache slot of the item's position; under CROSS there are A outputs, queries alone. Statistics, products and sums are
+FP32.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ def _norm_qkv(
     PDL: tl.constexpr,
 ):
     ATTN_WIDTH: tl.constexpr = HEADS * HEAD_DIM
-    N_OUT: tl.constexpr = 3 * ATTN_WIDTH
+    # CROSS finds its keys and values in the cache.
+    CROSS: tl.constexpr = PATTERN == "cross"
+    LYRICS: tl.constexpr = PATTERN == "lyrics"
+    N_OUT: tl.constexpr = ATTN_WIDTH if CROSS else 3 * ATTN_WIDTH
     if PDL:
         gdc_launch_dependents()
     row = outputs(BLOCK_N)
@@ -83,11 +87,15 @@ def _norm_qkv(
         y += bias
         place, mask = places(row, item, batch, ATTN_WIDTH)
         tl.store(q_ptr + place, y.to(q_ptr.dtype.element_ty), mask=mask & (part == 0))
-        place = ((part - 1).to(tl.int64) * batch + item[None, :]) * HEADS + head
-        pos = tl.load(positions_ptr + item, mask=item < batch, other=0)
-        place = place * SLOTS + slot(pos, PATTERN, ROW_LEN, SLOTS)[None, :]
-        kept = (part > 0) & (row < N_OUT)[:, None] & (item < batch)[None, :]
-        tl.store(kv_ptr + place * HEAD_DIM + col, y.to(kv_ptr.dtype.element_ty), mask=kept)
+        if not CROSS:
+            place = ((part - 1).to(tl.int64) * batch + item[None, :]) * HEADS + head
+            pos = tl.load(positions_ptr + item, mask=item < batch, other=0)
+            own = slot(pos, PATTERN, ROW_LEN, SLOTS)
+            place = place * SLOTS + own[None, :]
+            kept = (part > 0) & (row < N_OUT)[:, None] & (item < batch)[None, :]
+            if LYRICS:
+                kept &= (own < SLOTS)[None, :]
+            tl.store(kv_ptr + place * HEAD_DIM + col, y.to(kv_ptr.dtype.element_ty), mask=kept)
 
 
 def norm_qkv(
@@ -105,12 +113,13 @@ def norm_qkv(
     eps: float = 1e-5,
 ) -> Specialization | None:
     """Project LayerNorm(x) [B, W] by `weight` [W, 3 H D] to queries, written to `q` [B, H D], and to keys and values,
-    written to `kv` [2, B, H, slots, D] where `positions` [B] (int64) are kept.
+    written to `kv` [2, B, H, slots, D] where `positions` [B] (int64) are kept; under CROSS by [W, H D] to queries.
 
     scale: [3 H D] FP32 for int8 weights, otherwise None.
     """
     _, batch, heads, slots, head_dim = kv.shape
-    if q.shape != (batch, heads * head_dim) or weight.shape != (x.shape[1], 3 * heads * head_dim):
+    parts = 1 if pattern == "cross" else 3
+    if q.shape != (batch, heads * head_dim) or weight.shape != (x.shape[1], parts * heads * head_dim):
         raise ValueError(
             f"x {tuple(x.shape)}, weight {tuple(weight.shape)} and q {tuple(q.shape)} for {tuple(kv.shape)}"
         )

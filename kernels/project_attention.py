@@ -38,6 +38,22 @@ def _add_parts(
     valid = item < batch
     # Of an item's part 0 and head 0.
     place = item * PARTS * HEADS
+    if HEADS > 2:
+        # Each column finds its head: of many heads, most columns would be left out of each turn of the loop below.
+        inside = valid[:, None] & (col < HEADS * HEAD_DIM)[None, :]
+        lane = place[:, None] + (col // HEAD_DIM)[None, :]
+        top = tl.load(peaks_ptr + lane, mask=inside, other=0.0)
+        for part in range(1, PARTS):
+            top = tl.maximum(top, tl.load(peaks_ptr + lane + part * HEADS, mask=inside, other=0.0))
+        top = tl.where(top == float("-inf"), 0.0, top)
+        masses = tl.zeros([item.shape[0], BLOCK_K], tl.float32)
+        totals = tl.zeros([item.shape[0], BLOCK_K], tl.float32)
+        for part in range(PARTS):
+            shares = tl.exp2(tl.load(peaks_ptr + lane + part * HEADS, mask=inside, other=0.0) - top)
+            masses += shares * tl.load(masses_ptr + lane + part * HEADS, mask=inside, other=0.0)
+            offset = (place + part * HEADS)[:, None] * HEAD_DIM + col[None, :]
+            totals += shares * tl.load(sums_ptr + offset, mask=inside, other=0.0)
+        return tl.where(inside, totals / tl.where(masses > 0.0, masses, 1.0), 0.0)
     attended = tl.zeros([item.shape[0], BLOCK_K], tl.float32)
     for head in tl.static_range(HEADS):  # pyright: ignore[reportGeneralTypeIssues]
         mask = valid[:, None] & (col // HEAD_DIM == head)[None, :]

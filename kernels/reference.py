@@ -91,6 +91,19 @@ def prefill_attention(
     return out.flatten(1, 2)[:, column : column + length]
 
 
+def lyric_attention(q: Tensor, k: Tensor, v: Tensor, query_start: int | None = None) -> Tensor:
+    """Attention of queries [B, T, H, D] over the keys [B, S, H, D] of lyrics: [B, T, H, D].
+
+    query_start: the position of the first query, where the keys are those of positions from 0 on and a query sees none
+    after its own; None: the lyrics lie outside the window, and all of them are seen.
+    """
+    visible = None
+    if query_start is not None:
+        positions = torch.arange(query_start, query_start + q.shape[1], device=q.device)
+        visible = torch.arange(k.shape[1], device=q.device) <= positions[:, None]
+    return _attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), visible).transpose(1, 2)
+
+
 def _rows(x: Tensor, column: int, x_row: int, first_row: int, last_row: int, row_len: int) -> Tensor:
     """[B, T, H, D] that starts in row `x_row` at `column` -> rows first_row ... last_row, [B, rows, row_len, H, D];
     what lies outside `x` is zero."""
@@ -145,7 +158,7 @@ def attention_parts(pattern: str, row_len: int, slots: int) -> tuple[int, int]:
 
 
 def cache_slot(pos: int, pattern: str, row_len: int, slots: int) -> int:
-    """Where position `pos` is kept in a cache of `slots` slots."""
+    """Where position `pos` is kept in a cache of `slots` slots; `slots` or more: it is not."""
     row, column = divmod(pos, row_len)
     if pattern == "column":
         return column * (slots // row_len) + row
@@ -159,7 +172,9 @@ def cache_visible(pos: int, pattern: str, row_len: int, slots: int) -> tuple[int
         return (row + 1) % 2 * row_len, row_len if row else 0
     if pattern == "column":
         return column * (slots // row_len), row + 1
-    return 0, column + 1 if pattern == "row" else pos + 1
+    if pattern == "cross":
+        return 0, slots
+    return 0, column + 1 if pattern == "row" else min(pos + 1, slots)
 
 
 def _scaled_linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
@@ -176,19 +191,22 @@ def norm_qkv(
     positions: Tensor,  # [B] int64
     ln_weight: Tensor,  # [W]
     ln_bias: Tensor,  # [W]
-    weight: Tensor,  # [W, 3 H D]
+    weight: Tensor,  # [W, 3 H D]; under CROSS [W, H D], and bias and scale likewise
     bias: Tensor,  # [3 H D]
     scale: Tensor | None,  # [3 H D], for int8 weights
     pattern: str,
     row_len: int,
     eps: float = 1e-5,
 ) -> None:
-    """LayerNorm and query-key-value projection of one position per item; keys and values go into the cache."""
+    """LayerNorm and query-key-value projection of one position per item; keys and values go into the cache, but under
+    CROSS, which has none."""
     y = layer_norm(x, ln_weight.to(x.dtype), ln_bias.to(x.dtype), eps)
-    parts = _scaled_linear(y, weight, bias, scale).unflatten(1, (3, kv.shape[2], -1))
+    parts = _scaled_linear(y, weight, bias, scale).unflatten(1, (-1, kv.shape[2], kv.shape[4]))
     q.copy_(parts[:, 0].flatten(1))
     for item, pos in enumerate(positions.tolist()):
-        kv[:, item, :, cache_slot(pos, pattern, row_len, kv.shape[3])] = parts[item, 1:].to(kv.dtype)
+        slot = cache_slot(pos, pattern, row_len, kv.shape[3])
+        if pattern != "cross" and slot < kv.shape[3]:
+            kv[:, item, :, slot] = parts[item, 1:].to(kv.dtype)
 
 
 def cache_attention(

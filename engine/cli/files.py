@@ -86,7 +86,7 @@ def _pairs(option: str, values: tuple[str, ...]) -> dict[str | int, str]:
     return pairs
 
 
-@click.command(cls=Command, short_help="Convert OpenAI's checkpoint files to a folder.")
+@click.command(cls=Command, short_help="Convert OpenAI's or Hugging Face's files to a folder.")
 @click.argument("source", type=PATH)
 @click.argument("out", type=PATH)
 @click.option("--prior", multiple=True, metavar="LEVEL=FILE", help="A prior's file, where SOURCE does not hold it.")
@@ -98,11 +98,19 @@ def _pairs(option: str, values: tuple[str, ...]) -> dict[str | int, str]:
     type=click.Choice(("float32", "float16", "bfloat16")),
     help="Of the priors.  [default: as in the files]",
 )
-def convert(source: Path, out: Path, prior: tuple[str, ...], preset: tuple[str, ...], dtype: str | None) -> None:
-    """Convert OpenAI's checkpoint files to the folder OUT.
+@click.option(
+    "--names",
+    type=PATH,
+    metavar="FOLDER",
+    help="The lists of artists and genres: the original's jukebox/data/ids.  [default: those in SOURCE]",
+)
+def convert(
+    source: Path, out: Path, prior: tuple[str, ...], preset: tuple[str, ...], dtype: str | None, names: Path | None
+) -> None:
+    """Convert OpenAI's or Hugging Face's checkpoint files to the folder OUT.
 
-    SOURCE is a folder with vqvae.pth.tar and prior_level_K.pth.tar, or the vqvae.pth.tar itself. Nothing that is
-    pickled in the files is executed.
+    SOURCE is a folder with vqvae.pth.tar and prior_level_K.pth.tar, or the vqvae.pth.tar itself, or a copy of
+    openai/jukebox-1b-lyrics or -5b-lyrics from Hugging Face. Nothing that is pickled in the files is executed.
 
     \b
     fastjukebox convert ~/.cache/jukebox/models/5b my-model
@@ -129,8 +137,9 @@ def convert(source: Path, out: Path, prior: tuple[str, ...], preset: tuple[str, 
         click.echo(f"{part} ({done} of {total})", err=True)
 
     raise_when_stopped()
+    own_dtype = DTYPES[dtype] if dtype else None
     config = openai_format.convert(
-        source, priors, out, presets=presets, dtype=DTYPES[dtype] if dtype else None, progress=progress
+        source, priors, out, presets=presets, dtype=own_dtype, names=names, progress=progress
     )
     report([("wrote", str(out)), ("levels", str(len(config.priors))), ("try", f"fastjukebox sample --model {out}")])
 
@@ -192,14 +201,20 @@ def _describe(model: str) -> None:
     ]
     for level, prior in enumerate(config.priors):
         unit = vqvae.samples_per_code(level)
-        seconds = prior.context_len * unit / vqvae.sample_rate
+        seconds = prior.window_len * unit / vqvae.sample_rate
         rows.append(
             (
                 f"level {level}",
                 f"{prior.depth} layers of width {prior.width}, {prior.heads} heads, {unit} samples per code, "
-                f"windows of {prior.context_len} codes ({seconds:.2f} s)",
+                f"windows of {prior.window_len} codes ({seconds:.2f} s)",
             )
         )
+        if labels := prior.labels:
+            known = "by name or id" if checkpoint.load_names(folder, level) else "by id"
+            told = [f"{labels.artists} artists and {labels.genres} genres {known}"]
+            told += [f"songs of {labels.min_seconds:g} to {labels.max_seconds:g} s"] if labels.time_bins else []
+            told += [f"{prior.lyrics.length} characters of lyrics a window"] if prior.lyrics else []
+            rows.append((f"level {level} labels", ", ".join(told)))
     for name in checkpoint.network_files(config):
         paths = checkpoint.network_paths(folder, name)
         path = paths[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,10 @@ class Settings:
     plot: Path | None
     plot_beside: Path | None
     quiet: bool
+    artist: str | tuple[int, ...] | None
+    genre: str | tuple[tuple[int, ...], ...] | None
+    lyrics: str | None
+    song_seconds: float | None
 
 
 SAMPLING_OPTIONS = (
@@ -93,6 +98,47 @@ REPORT_OPTIONS = (
 )
 
 
+class Ids(click.ParamType):
+    """A name, or ids: one, or with commas one per level; of a genre several, with plus signs."""
+
+    def __init__(self, several: bool) -> None:
+        self.name, self.several = "NAME|ID[,ID,ID]", several
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        levels = [level.split("+") for level in value.split(",")]
+        if not all(part.strip().isdecimal() for level in levels for part in level):
+            return value
+        if not self.several and any(len(level) > 1 for level in levels):
+            self.fail(f"{value!r} is more than one artist", param, ctx)
+        found = tuple(tuple(map(int, level)) if self.several else int(level[0]) for level in levels)
+        # One for all levels is no tuple of levels.
+        return found[0] if len(found) == 1 and not self.several else found
+
+
+class TextFile(click.ParamType):
+    """The text of a file, `-` for standard input."""
+
+    name = "FILE"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return sys.stdin.read() if value == "-" else Path(value).read_text(encoding="utf-8")
+        except (OSError, UnicodeError) as error:
+            self.fail(f"cannot read {value}: {getattr(error, 'strerror', None) or 'it is no text (UTF-8)'}", param, ctx)
+
+
+# The options of what a model is told of a song, and the fields of engine.labels.Labels.
+LABELS = ("artist", "genre", "lyrics", "song_seconds")
+LABEL_OPTIONS = (
+    click.option("--artist", type=Ids(False), help="For models that know artists.  [default: an unknown one]"),
+    click.option("--genre", type=Ids(True), help="Likewise; several, where a model takes them, are words or ids 3+17."),
+    click.option("--lyrics", type=TextFile(), help="For models that sing: the whole song's; `-` is standard input."),
+    click.option(
+        "--song-seconds", type=float, help="Length of the song that OUT is the beginning of.  [default: OUT's]"
+    ),
+)
+
+
 def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the shared options, which arrive as `settings`."""
 
@@ -104,7 +150,7 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
             settings["first_item"] = values.get("item") or 0
         command(settings=Settings(**settings), **values)  # pyright: ignore[reportArgumentType]
 
-    return with_options(*SAMPLING_OPTIONS, *REPORT_OPTIONS)(wrapper)
+    return with_options(*SAMPLING_OPTIONS, *LABEL_OPTIONS, *REPORT_OPTIONS)(wrapper)
 
 
 def with_options(*options: Callable[[Callable[..., None]], Callable[..., None]]) -> Callable[..., Callable[..., None]]:

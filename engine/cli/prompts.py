@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import openai_pickle
 from ..audio import read_audio
 from ..jukebox import Jukebox
+from ..labels import Labels
 from ..runs import Run, load_codes
 from ..vqvae import fingerprint
 
@@ -116,6 +117,11 @@ def own_model(source: Path) -> str:
     if not Path(model).is_dir():
         raise ValueError(f"{source} was made with the model in {model}, which is not there: --model says where it is")
     return model
+
+
+def own_labels(source: Path) -> Labels | None:
+    """What the run in `source` was told of its song; None where it is no run, or was told nothing."""
+    return Run.open(source).request.params.labels if source.is_dir() else None
 
 
 def read_codes(source: Path, jukebox: Jukebox, item: int | None = None) -> tuple[list[Tensor], int | None]:

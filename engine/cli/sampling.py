@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 import click
 
 from ..stopping import Stopped, end_at_once
-from .options import PATH, REPORT_OPTIONS, Settings, sampling_options, shared_help, with_options
-from .terminal import Command, ProgressBar, load_model, new_file, report
+from .options import LABELS, PATH, REPORT_OPTIONS, Settings, sampling_options, shared_help, with_options
+from .terminal import Command, ProgressBar, load_model, new_file, report, take_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..jukebox import Jukebox
+    from ..labels import Labels
     from ..sampler import SamplingParams
     from .prompts import Given
 
@@ -58,7 +59,7 @@ def continue_(prompt: Path, out: str, prompt_seconds: float | None, item: int | 
     """
     from . import prompts
 
-    settings = dataclasses.replace(settings, model=settings.model or prompts.own_model(prompt))
+    settings = _as_in(settings, prompt)
     seconds = settings.seconds or 0.0
     _sample(out, settings, lambda model: prompts.prompt(model, prompt, item, prompt_seconds, seconds, settings.level))
 
@@ -78,7 +79,7 @@ def upsample(codes: Path, out: str, from_level: int | None, item: int | None, se
     """
     from . import prompts
 
-    settings = dataclasses.replace(settings, model=settings.model or prompts.own_model(codes))
+    settings = _as_in(settings, codes)
     keep = partial(prompts.upper_codes, from_level=from_level, level=settings.level, seconds=settings.seconds)
     _sample(out, settings, lambda model: keep(model, codes, item))
 
@@ -117,10 +118,7 @@ def resume(
         raise ValueError(f"{run} was begun without an output file: name one with --output")
     check_output(output)
     _check_plot(plot, plot_beside, overwrite)
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
+    take_threads(threads)
     started = time.monotonic()
     end_at_once(lambda: _go_on(run))
     with ProgressBar(quiet) as bar:
@@ -160,6 +158,7 @@ def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | Non
         hop_fraction=settings.hop_fraction,
         batch_size=settings.batch_size,
         level=settings.level,
+        labels=_labels(settings),
     )
     output, run = _check_output(out, settings, params.num_samples)
     if run:
@@ -182,31 +181,53 @@ def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | Non
     started = time.monotonic()
     with ProgressBar(settings.quiet) as bar:
         try:
-            audio = _audio(jukebox, params, given, settings, output, run, bar)
+            audio = (_streamed if settings.stream else _sampled)(jukebox, params, given, settings, output, run, bar)
         except KeyboardInterrupt as interrupt:
             raise Stopped(interrupt, _go_on(run) if bar.started else "") from None
     wall = time.monotonic() - started
     files = [] if output is None else [output]
-    if output and not settings.stream:
+    if output and audio is not None and not settings.stream:
         from ..audio import write_audio
 
         with _codes_are_safe(run):
             files = write_audio(output, audio, jukebox.sample_rate)
-    _draw(settings.plot, settings.plot_beside, audio, jukebox.sample_rate, output)
+    if audio is not None:
+        _draw(settings.plot, settings.plot_beside, audio, jukebox.sample_rate, output)
 
-    seconds = audio.shape[1] / jukebox.sample_rate
-    new = len(audio) * (audio.shape[1] - (given.heard if given else 0)) / jukebox.sample_rate
+    samples = _length(params, jukebox)
+    new = params.num_samples * (samples - (given.heard if given else 0)) / jukebox.sample_rate
     dtype = str(jukebox.dtype).removeprefix("torch.")
     rows = [
         ("wrote", ", ".join(map(str, files)) or "stdout"),
         *([("given", given.text)] if given else []),
-        ("audio", _audio_text(len(audio), seconds)),
+        ("audio", _audio_text(params.num_samples, samples / jukebox.sample_rate)),
         ("wall", f"{wall:.2f} s: {new / wall:.3g}x real time"),
         ("decoder", f"{jukebox.backend.name} on {jukebox.device} in {dtype}"),
         ("seed", str(params.seed)),
         *([("run", str(run))] if run else []),
     ]
     report(rows, err=output is None)
+
+
+def _as_in(settings: Settings, source: Path) -> Settings:
+    """With the model of a run that is given, and what that was told of its song, unless others are asked for."""
+    from .prompts import own_labels, own_model
+
+    if settings.model:
+        return settings
+    labels = own_labels(source)
+    told = {name: getattr(labels, name) for name in LABELS if labels and getattr(settings, name) is None}
+    return dataclasses.replace(settings, model=own_model(source), **told)
+
+
+def _labels(settings: Settings) -> Labels | None:
+    given = {name: getattr(settings, name) for name in LABELS}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        return None
+    from ..labels import Labels
+
+    return Labels(**given)
 
 
 def _go_on(run: Path | None) -> str:
@@ -252,7 +273,13 @@ def _check_output(out: str, settings: Settings, items: int) -> tuple[Path | None
     return output, run
 
 
-def _audio(
+def _length(params: SamplingParams, jukebox: Jukebox) -> int:
+    """Of the result, in samples."""
+    assert params.seconds is not None
+    return max(1, round(params.seconds * jukebox.sample_rate))
+
+
+def _sampled(
     jukebox: Jukebox,
     params: SamplingParams,
     given: Given | None,
@@ -260,27 +287,29 @@ def _audio(
     output: Path | None,
     run: Path | None,
     bar: ProgressBar,
-) -> Tensor:
-    codes = given.codes if given else None
+) -> Tensor | None:
     recorded = str(output.resolve()) if output else None
-    if not settings.stream:
-        result = jukebox.sample(
-            params,
-            codes,
-            order=settings.order,
-            run_dir=run,
-            overwrite=settings.overwrite,
-            output=recorded,
-            progress=bar,
-        )
-        return result.audio
+    options = {"order": settings.order, "run_dir": run, "overwrite": settings.overwrite}
+    return jukebox.sample(params, given.codes if given else None, **options, output=recorded, progress=bar).audio
+
+
+def _streamed(
+    jukebox: Jukebox,
+    params: SamplingParams,
+    given: Given | None,
+    settings: Settings,
+    output: Path | None,
+    run: Path | None,
+    bar: ProgressBar,
+) -> Tensor | None:
+    """Write the audio while it grows; it is only kept to be drawn."""
     import torch
 
     from ..audio import wav_header, wav_samples
 
-    assert params.seconds is not None
+    codes = given.codes if given else None
+    recorded = str(output.resolve()) if output else None
     chunks = jukebox.stream(params, codes, run_dir=run, overwrite=settings.overwrite, output=recorded, progress=bar)
-    samples = max(1, round(params.seconds * jukebox.sample_rate))
     parts = []
     # The first chunk comes before the file is touched: by then the request is known to be good.
     first = next(chunks)
@@ -297,11 +326,12 @@ def _audio(
                 saved += " --output FILE" if run and not output else ""
                 raise ValueError(f"cannot write to {output or 'stdout'}: {error.strerror}{saved}") from None
 
-        write(wav_header(samples, jukebox.sample_rate))
+        write(wav_header(_length(params, jukebox), jukebox.sample_rate))
         for chunk in itertools.chain([first], chunks):
             write(wav_samples(chunk[0]))
-            parts.append(chunk)
-    return torch.cat(parts, dim=1)
+            if settings.plot:
+                parts.append(chunk)
+    return torch.cat(parts, dim=1) if parts else None
 
 
 @contextmanager

@@ -21,20 +21,23 @@ typedef struct {
   int32_t in, out, stored;
 } Matrix;
 
-enum Pattern { ROW = 0, COLUMN = 1, PREVIOUS_ROW = 2, DENSE = 3 };
+// LYRICS sees the first `slots` positions; CROSS sees slots that the caller has filled, and projects to queries alone.
+enum Pattern { ROW = 0, COLUMN = 1, PREVIOUS_ROW = 2, DENSE = 3, LYRICS = 4, CROSS = 5 };
 
 typedef struct {
   const float *ln_0_weight, *ln_0_bias, *ln_1_weight, *ln_1_bias;  // [width]
-  Matrix qkv, proj, up, down;  // qkv head by head: a head's query, keys, values, then the next head's
+  // qkv head by head: a head's query, keys, values (of CROSS its query), then the next head's.
+  Matrix qkv, proj, up, down;
   float *keys;    // [lanes, heads, slots in blocks of 16, head_dim, 16]: the same value of 16 keys side by side
   float *values;  // [lanes, heads, slots, head_dim]
   int32_t pattern, slots;
 } Layer;
 
 typedef struct {
-  int32_t depth, width, attn_width, heads, mlp_width, codebook_size, context_len, row_len;
+  // cond_again: whether the frame condition is added once more before the head.
+  int32_t depth, width, attn_width, heads, mlp_width, codebook_size, context_len, row_len, cond_again;
   float res_scale;
-  const float *token_embedding;  // [codebook_size, width]
+  const float *token_embedding;  // [codebook_size and more, width]: a prompt may hold what is no code
   const float *pos_embedding;    // [context_len, width]
   const float *start_token;      // [width]
   Matrix head;                   // no bias

@@ -11,7 +11,9 @@ from fastjukebox.engine.config import ConditionerConfig, PriorConfig
 from fastjukebox.engine.patterns import Pattern
 from fastjukebox.engine.prior import Prior
 
-TINY = PriorConfig(2, 32, 4, 2, 48, 6, codebook_size=50, pattern_cycle=tuple(Pattern))
+# Those that the peer knows.
+PATTERNS = (Pattern.ROW, Pattern.COLUMN, Pattern.PREVIOUS_ROW, Pattern.DENSE)
+TINY = PriorConfig(2, 32, 4, 2, 48, 6, codebook_size=50, pattern_cycle=PATTERNS)
 SMALL = ["--device", "cpu", "--threads", "1", "--depth", "3", "--width", "32", "--context", "256", "--rows", "16"]
 SMALL += ["--rounds", "2", "--steps", "3", "--peers", "growing-cache", "--backends", "eager"]
 
@@ -37,7 +39,7 @@ def sampled(prior, name, codes, prompt_len):
     return codes
 
 
-@pytest.mark.parametrize("pattern", [*Pattern, None])
+@pytest.mark.parametrize("pattern", [*PATTERNS, None])
 @pytest.mark.parametrize("prompt_len", [0, 1, 13, 24])
 def test_the_growing_cache_gives_the_eager_decoders_codes(pattern, prompt_len):
     config = dataclasses.replace(TINY, pattern_cycle=(pattern,)) if pattern else TINY
@@ -47,7 +49,7 @@ def test_the_growing_cache_gives_the_eager_decoders_codes(pattern, prompt_len):
     assert torch.equal(sampled(prior, "growing-cache", codes, prompt_len), expected)
     if pattern:
         # The pattern matters: with any other one, the same weights give other codes.
-        for other in set(Pattern) - {pattern}:
+        for other in set(PATTERNS) - {pattern}:
             changed = Prior(dataclasses.replace(config, pattern_cycle=(other,))).requires_grad_(False)
             changed.load_state_dict(prior.state_dict())
             assert not torch.equal(sampled(changed, "growing-cache", codes, prompt_len), expected)

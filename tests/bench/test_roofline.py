@@ -10,7 +10,7 @@ import pytest
 import torch
 from fastjukebox.bench import bandwidth, decode, harness, roofline
 from fastjukebox.bench.step_bytes import PARTS, bytes_by_part
-from fastjukebox.engine.config import PriorConfig
+from fastjukebox.engine.config import LabelConfig, LyricConfig, PriorConfig
 from fastjukebox.engine.native_decoder import NativeDecoder
 from fastjukebox.engine.patterns import Pattern, mask
 from fastjukebox.engine.prior import Prior
@@ -67,11 +67,27 @@ def test_weights_add_up_to_what_the_native_decoder_packs(width, depth, values, i
 
 @pytest.mark.parametrize("pos", [0, 5, 10, 34, 59])
 def test_keys_and_values_are_those_that_the_patterns_let_a_position_see(pos):
-    config = dataclasses.replace(ODD, pattern_cycle=tuple(Pattern))
-    seen = sum(int(mask(p, config.context_len, config.row_len)[pos].sum()) for p in config.layer_patterns)
+    own = tuple(pattern for pattern in Pattern if pattern is not Pattern.CROSS)
+    sung = {"labels": LabelConfig(3, 3, 1), "lyrics": LyricConfig(9, ODD.num_rows + 1)}
+    config = dataclasses.replace(ODD, depth=5, pattern_cycle=own, **sung)
+    # Lyrics, and codes up to a whole number of rows.
+    reach = 2 * ODD.num_rows
+    seen = sum(int(mask(p, config.context_len, config.row_len, reach)[pos].sum()) for p in config.layer_patterns)
     parts = bytes_by_part(config, 3, pos, False, 2, 2)
     # Those that are read, and the position's own, which are written; keys and values, of 2 bytes.
-    assert parts["keys_values"] == 3 * 2 * 2 * config.attn_width * (seen + config.depth)
+    assert parts["keys_values"] == 3 * 2 * 2 * config.attn_width * (seen + config.depth - (pos >= reach))
+
+
+def test_a_layer_that_attends_to_an_encoder_projects_queries_alone():
+    encoder = PriorConfig(0, 8, 1, 1, 6, 2, codebook_size=9)
+    sung = {"labels": LabelConfig(3, 3, 1), "lyrics": LyricConfig(9, 6, encoder)}
+    config = dataclasses.replace(ODD, depth=1, pattern_cycle=(Pattern.CROSS,), **sung)
+    prior = Prior(config)
+    parts = bytes_by_part(config, 1, 7, False, 4, 4)
+    layer = sum(p.numel() for name, p in prior.layers.named_parameters() if "lyric_kv" not in name)
+    assert parts["projections"] + parts["vectors"] == 4 * layer
+    # All of the lyrics are read, nothing is written.
+    assert parts["keys_values"] == 4 * 2 * 6 * config.attn_width
 
 
 def test_what_ifs_are_the_floors_of_the_facts():

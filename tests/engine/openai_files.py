@@ -112,21 +112,72 @@ def prior_state(prior, blocks="blocks", half=False):
         state["conditioner_blocks.0.x_emb.weight"] = prior.conditioner.embedding.detach()
         put_upsampler(state, "conditioner_blocks.0.cond.model", prior.conditioner.upsampler, blocks)
         put(state, "conditioner_blocks.0.ln", prior.conditioner.ln)
-    state["prior.x_emb.weight"] = prior.token_embedding.detach()
-    state["prior.start_token"] = prior.start_token.detach()
-    state["prior.pos_emb.pos_emb"] = prior.pos_embedding.detach()
-    for index, layer in enumerate(prior.layers):
-        name = f"prior.transformer._attn_mods.{index}"
+    size, embedding = prior.config.codebook_size, prior.token_embedding.detach()
+    # Characters of lyrics come first.
+    state["prior.x_emb.weight"] = torch.cat([embedding[size:], embedding[:size]])
+    put_transformer(state, "prior", prior)
+    head = state["prior.x_emb.weight"] if prior.own_head is None else prior.own_head.detach()
+    state["prior.x_out.weight"] = head
+    if prior.labels:
+        state["y_emb.bow_genre_emb.emb.weight"] = prior.labels.genre.detach()
+        state["y_emb.artist_emb.emb.weight"] = prior.labels.artist.detach()
+        if prior.labels.song_length is not None:
+            state["y_emb.total_length_emb.emb.weight"] = prior.labels.song_length.detach()
+            state["y_emb.absolute_pos_emb.emb.weight"] = prior.labels.elapsed.detach()
+            state["y_emb.relative_pos_emb.emb.weight"] = prior.labels.progress.detach()
+    if prior.lyric_encoder:
+        encoder = prior.lyric_encoder
+        state["prime_prior.x_emb.weight"] = encoder.token_embedding.detach()
+        put_transformer(state, "prime_prior", encoder)
+        put(state, "prime_state_proj", encoder.proj, "w", "b")
+        put(state, "prime_state_ln", encoder.ln)
+        state["prime_x_out.weight"] = torch.zeros(len(encoder.token_embedding), prior.config.width)
+    if half:
+        state = {name: tensor.half() if name.endswith(".w") else tensor for name, tensor in state.items()}
+    return state
+
+
+def put_transformer(state, name, network):
+    """Positions, start token and layers of a prior or an encoder."""
+    if network.start_token is not None:
+        state[f"{name}.start_token"] = network.start_token.detach()
+    state[f"{name}.pos_emb.pos_emb"] = network.pos_embedding.detach()
+    top = name
+    for index, layer in enumerate(network.layers):
+        name = f"{top}.transformer._attn_mods.{index}"
         put(state, f"{name}.attn.c_attn", layer.qkv, "w", "b")
+        if layer.lyric_kv:
+            put(state, f"{name}.attn.c_enc_kv", layer.lyric_kv, "w", "b")
         put(state, f"{name}.attn.c_proj", layer.proj, "w", "b")
         put(state, f"{name}.ln_0", layer.ln_0)
         put(state, f"{name}.mlp.c_fc", layer.up, "w", "b")
         put(state, f"{name}.mlp.c_proj", layer.down, "w", "b")
         put(state, f"{name}.ln_1", layer.ln_1)
-    state["prior.x_out.weight"] = state["prior.x_emb.weight"]
-    if half:
-        state = {name: tensor.half() if name.endswith(".w") else tensor for name, tensor in state.items()}
-    return state
+
+
+def label_hps(prior):
+    """What the settings of a file say of the labels and lyrics of `prior`, a config of labelled_cases."""
+    labels, lyrics = prior.labels, prior.lyrics
+    found = {
+        "labels": True,
+        "y_bins": (labels.genres, numpy.int64(labels.artists)),
+        "t_bins": labels.time_bins or 99,
+        "max_bow_genre_size": labels.genre_slots,
+        "min_duration": labels.min_seconds,
+        "max_duration": labels.max_seconds,
+        "merged_decoder": prior.separate_head,
+        "use_tokens": lyrics is not None,
+        # Of models that take no lyrics too.
+        "n_tokens": lyrics.length if lyrics else 512,
+        "n_vocab": lyrics.vocabulary if lyrics else 80,
+        "single_enc_dec": prior.lyric_len > 0,
+        "n_ctx": prior.window_len,
+    }
+    if lyrics and lyrics.encoder:
+        sizes = {"width": "width", "depth": "depth", "heads": "heads", "blocks": "num_rows", "m_attn": "attn_ratio"}
+        found |= {f"prime_{name}": getattr(lyrics.encoder, field) for name, field in sizes.items()}
+        found |= {"prime_attn_order": 2, "prime_m_mlp": 1.0, "prime_res_scale": False}
+    return found
 
 
 def save(path, model, hps=None, legacy=False, module=False, **more):

@@ -22,8 +22,14 @@ def kept(logits, temperature, top_k, top_p):
     return filtered
 
 
+def nothing_told(prior, start):
+    """What is told of a window that begins with code `start`: characters before its codes, their frame condition, what
+    stands in for the start token, and the encoder's output."""
+    return [], None, None, None
+
+
 @torch.no_grad()
-def reference_codes(jukebox, params, known, found):
+def reference_codes(jukebox, params, known, found, told=nothing_told):
     """Codes of every level by whole forward passes; `found` are followed where two codes tie within rounding.
 
     Returns the codes, and the number of ties.
@@ -34,17 +40,23 @@ def reference_codes(jukebox, params, known, found):
     items = torch.arange(params.num_samples) + params.first_item
     for level in (2, 1, 0):
         prior = jukebox.prior(level)
-        size, length = prior.config.context_len, found[level].shape[1]
+        size, length = prior.config.window_len, found[level].shape[1]
         hop, start = int(hops[level] * size), 0
         while codes[level].shape[1] < length:
             start = min(start, max(0, length - size))
-            cond = None
+            before, cond, first, lyrics = told(prior, start)
+            before = torch.tensor([before] * len(items), dtype=torch.long)
+            cond, first, lyrics = (
+                None if tensor is None else tensor.expand(len(items), -1, -1) for tensor in (cond, first, lyrics)
+            )
             if level < 2:
                 upper = codes[level + 1][:, start // 4 : (start + size) // 4]
                 cond = torch.cat([prior.conditioner(one[None]) for one in upper])
             for pos in range(codes[level].shape[1], min(start + size, length)):
-                given = torch.cat([codes[level][:, start:pos], torch.zeros(len(items), 1, dtype=torch.long)], dim=1)
-                logits = prior(given, None if cond is None else cond[:, : given.shape[1]])[:, -1]
+                unknown = torch.zeros(len(items), 1, dtype=torch.long)
+                given = torch.cat([before, codes[level][:, start:pos], unknown], dim=1)
+                own = None if cond is None else cond[:, : given.shape[1]]
+                logits = prior(given, own, first, lyrics=lyrics)[:, -1]
                 noise = philox.gumbel_noise(params.seed, items, level, torch.tensor([pos]), logits.shape[1])[:, 0]
                 chosen = []
                 for row, theirs in enumerate(found[level][:, pos].tolist()):

@@ -8,7 +8,8 @@ import shutil
 import pytest
 import torch
 from fastjukebox.engine import CheckpointError, Jukebox, JukeboxConfig, Prior, checkpoint
-from fastjukebox.engine.config import PRESETS, from_json, to_json
+from fastjukebox.engine.config import PRESETS
+from fastjukebox.engine.config_json import from_json, to_json
 from fastjukebox.engine.sampler import SamplingParams
 from safetensors.torch import load_file, save_file
 

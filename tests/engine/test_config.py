@@ -7,16 +7,19 @@ from fastjukebox.engine.config import (
     PRESETS,
     ConditionerConfig,
     JukeboxConfig,
+    LabelConfig,
+    LyricConfig,
     PriorConfig,
     VQVAEConfig,
-    from_json,
-    to_json,
 )
+from fastjukebox.engine.config_json import from_json, to_json
 
 GOOD = {
     VQVAEConfig: to_json(VQVAEConfig()),
     ConditionerConfig: to_json(ConditionerConfig()),
     PriorConfig: to_json(PriorConfig(0, 32, 3, 2, 24, 4)),
+    LabelConfig: to_json(LabelConfig(5, 4, 2, 8)),
+    LyricConfig: to_json(LyricConfig(79, 12, PriorConfig(0, 32, 3, 2, 12, 4, codebook_size=79))),
 }
 
 
@@ -54,11 +57,29 @@ def test_a_preset_is_read_as_it_was_written(name):
         (PriorConfig, "pattern_cycle", []),
         (PriorConfig, "pattern_cycle", ["diagonal"]),
         (PriorConfig, "conditioner", 3),
+        (PriorConfig, "labels", {"artists": 3}),
+        (PriorConfig, "lyrics", {"vocabulary": 79, "length": 12}),
+        (PriorConfig, "pattern_cycle", ["row", "cross"]),
+        (LabelConfig, "artists", 0),
+        (LabelConfig, "time_bins", -1),
+        (LabelConfig, "max_seconds", 60.0),
+        (LyricConfig, "length", 13),
+        (LyricConfig, "vocabulary", 80),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(kind, name, value):
-    with pytest.raises(ValueError, match=name.replace("_ratio", "_(ratio|width)")):
+    # A pattern, or an encoder, is named as such.
+    named = {"pattern_cycle": "pattern", "length": "encoder", "vocabulary": "encoder", "max_seconds": "60.0 to 60.0"}
+    named = named.get(name, name)
+    with pytest.raises(ValueError, match=named.replace("_ratio", "_(ratio|width)")):
         from_json(kind, GOOD[kind] | {name: value})
+
+
+def test_lyrics_in_the_window_leave_room_for_codes():
+    labels, lyrics = LabelConfig(5, 4, 2), LyricConfig(79, 24)
+    with pytest.raises(ValueError, match="context_len 24 leaves no codes beside 24 lyrics"):
+        PriorConfig(2, 32, 3, 2, 24, 4, labels=labels, lyrics=lyrics)
+    assert PriorConfig(2, 32, 3, 2, 36, 4, labels=labels, lyrics=lyrics).window_len == 12
 
 
 def test_no_levels_are_no_vqvae():

@@ -63,7 +63,7 @@ def test_results_can_be_compared(jukebox):
 
 
 def test_a_slow_decoder_is_told_of_at_once(tiny_model, caplog):
-    Jukebox.from_pretrained(tiny_model, device="cpu", dtype="float16")
+    Jukebox.from_pretrained(tiny_model, device="cpu", dtype="bfloat16")
     [message] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "eager decoder, which is slow" in message and "float32" in message
     caplog.clear()

@@ -258,16 +258,17 @@ def test_a_call_lets_other_threads_run_and_stays_short():
 
 
 def test_choose_backend_says_why_native_cannot_run():
-    with pytest.raises(ValueError, match="native decoder cannot run on cpu: it takes float32"):
-        choose_backend("native", torch.device("cpu"), torch.float16)
-    assert choose_backend("auto", torch.device("cpu"), torch.float16).name == "eager"
-    assert choose_backend("auto", torch.device("cpu"), torch.float32).name == "native"
+    with pytest.raises(ValueError, match="native decoder cannot run on cpu: it takes float32 and float16"):
+        choose_backend("native", torch.device("cpu"), torch.bfloat16)
+    assert choose_backend("auto", torch.device("cpu"), torch.bfloat16).name == "eager"
+    for dtype in (torch.float16, torch.float32):
+        assert choose_backend("auto", torch.device("cpu"), dtype).name == "native"
 
 
 def test_int8_is_chosen_only_if_asked_for():
     assert choose_backend("auto-int8", torch.device("cpu"), torch.float32).name == "native-int8"
     # What cannot run with int8 weights runs with whole ones, and its name is told.
-    assert choose_backend("auto-int8", torch.device("cpu"), torch.float16).name == "eager"
+    assert choose_backend("auto-int8", torch.device("cpu"), torch.bfloat16).name == "eager"
 
 
 @pytest.mark.parametrize("name", ["auto", "auto-int8"])

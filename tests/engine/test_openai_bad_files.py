@@ -193,23 +193,25 @@ def test_presets_that_do_not_go_with_the_files(tmp_path, files):
 @pytest.mark.parametrize(
     ("tensors", "hps", "message"),
     [
-        ({"y_emb.artist_emb.emb.weight": torch.zeros(3, 16)}, None, r"labels \(y_emb\)"),
-        ({"prime_state_proj.w": torch.zeros(3, 16)}, None, "lyrics"),
-        ({"prior.transformer._attn_mods.1.attn.c_enc_kv.w": torch.zeros(3, 16)}, None, "lyrics"),
-        ({"prior.x_out.weight": torch.zeros(16, 16)}, None, "merged decoder"),
-        ({}, {"single_enc_dec": True}, "lyrics"),
-        ({}, {"merged_decoder": True}, "merged decoder"),
+        ({"y_emb.artist_emb.emb.weight": torch.zeros(3, 16)}, {}, "no place for, the first y_emb.artist_emb"),
+        ({"prime_state_proj.w": torch.zeros(3, 16)}, {}, "no place for, the first prime_state_proj.w"),
+        ({"prior.x_out.weight": torch.zeros(16, 16)}, {}, r"an output head of its own \(x_out\), its own config"),
+        ({}, {"labels": True, "y_bins": (5, 4)}, "lacks tensor y_emb.artist_emb.emb.weight"),
+        ({}, {"labels": True, "y_bins": 5}, "its hps hold y_bins 5"),
+        ({}, {"labels": True, "y_bins": (5,)}, "its hps cannot be used"),
+        ({}, {"labels": True, "y_bins": (5, 4), "max_duration": 1}, "songs of 60.0 to 1.0 s"),
+        ({}, {"single_enc_dec": True}, "its hps hold n_tokens None"),
+        ({}, {"single_enc_dec": True, "n_tokens": 8, "n_vocab": 79}, "lyrics need labels"),
+        ({}, {"attn_order": 12}, "pattern lyrics without such lyrics"),
+        ({}, {"attn_order": 10}, "pattern cross without such lyrics"),
+        ({}, {"attn_order": 3}, r"attn_order 3 \(summary attention\) is not supported"),
+        ({}, {"copy_input": True}, r"takes its own codes for lyrics \(copy_input\)"),
     ],
 )
-def test_label_and_lyric_models_are_named_as_not_supported_yet(tmp_path, files, networks, tensors, hps, message):
+def test_labels_and_lyrics_that_do_not_fit_the_settings_are_refused(tmp_path, files, networks, tensors, hps, message):
     state = {**prior_state(networks[3]), **tensors}
-    path = save(tmp_path / "file", state, None if hps is None else prior_hps(2, **hps))
-    refused(rf"file: uses .*{message}.*not supported yet", files, {2: path}, tmp_path / "o")
-
-
-def test_other_attention_orders_are_named_as_not_supported(tmp_path, files, networks):
-    path = save(tmp_path / "file", prior_state(networks[3]), prior_hps(2, attn_order=12))
-    refused(r"file: its hps cannot be used: attn_order 12", files, {2: path}, tmp_path / "o")
+    path = save(tmp_path / "file", state, prior_hps(2, **hps))
+    refused(rf"file: .*{message}", files, {2: path}, tmp_path / "o")
 
 
 @pytest.mark.parametrize(

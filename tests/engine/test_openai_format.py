@@ -17,6 +17,7 @@ from fastjukebox.engine.openai_pickle import Model, read_model
 from fastjukebox.engine.patterns import Pattern
 from fastjukebox.engine.prior import Prior
 from fastjukebox.engine.vqvae import VQVAE
+from labelled_cases import KINDS
 from openai_files import (
     PRESETS_OF_STACK,
     PRIOR_CONFIGS,
@@ -24,6 +25,7 @@ from openai_files import (
     VQVAE_CONFIG,
     VQVAE_HPS,
     assert_same,
+    label_hps,
     prior_hps,
     prior_state,
     save,
@@ -134,12 +136,37 @@ def test_all_settings_reach_the_config():
     assert config.pattern_cycle[2:] == (Pattern.PREVIOUS_ROW, Pattern.DENSE)
 
 
-@pytest.mark.parametrize("name", ["upsampler-0-72", "upsampler-1-18", "top-24", "top-5"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("half", [False, True])
+def test_labels_and_lyrics_are_converted(tmp_path, networks, files, kind, half):
+    config = dataclasses.replace(KINDS[kind], codebook_size=16)
+    if kind == "upsampler":
+        config = dataclasses.replace(config, conditioner=PRIOR_CONFIGS[1].conditioner)
+    prior = Prior(config)
+    for tensor in prior.state_dict().values():
+        tensor.normal_()
+    order = {"before": 12, "encoder": 10}.get(kind, 2)
+    sizes = {"attn_order": order, "prior_width": 32, "prior_depth": config.depth, "blocks": config.num_rows}
+    hps = prior_hps(config.level, **sizes, **label_hps(config))
+    path = save(tmp_path / "file", prior_state(prior, half=half), hps)
+    assert convert(files, {config.level: path}, tmp_path / "out").priors[config.level] == config
+    assert_same(load_file(tmp_path / "out" / f"prior_{config.level}.safetensors"), prior, half)
+
+
+PUBLISHED = ("upsampler-0-72", "upsampler-1-18", "top-24", "top-5", "upsampler-0-5b", "upsampler-1-5b", "top-5b")
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, "top-5b-lyrics", "top-1b-lyrics"])
 def test_without_settings_the_published_size_of_that_depth_is_taken(name):
     family, _, depth = name.rpartition("-")
-    config = dataclasses.replace(PRESETS[f"{family}-72"], depth=int(depth))
+    config = PRESETS.get(name) or dataclasses.replace(PRESETS[f"{family}-72"], depth=int(depth))
     with torch.device("meta"):
-        model = Model("file", prior_state(Prior(config)), {})
+        state = prior_state(Prior(config))
+    # Tensors that take no memory, and differ unless they are the same.
+    seen = {}
+    for tensor in state.values():
+        seen.setdefault(id(tensor), torch.full((), float(len(seen))).expand(tensor.shape))
+    model = Model("file", {key: seen[id(tensor)] for key, tensor in state.items()}, {})
     assert prior_config(model, config.level, VQVAEConfig())[0] == config
 
 

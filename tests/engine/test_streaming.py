@@ -1,10 +1,12 @@
 """Audio as it grows: the same as when it is whole."""
 
 import dataclasses
+import weakref
 
 import pytest
+import soundfile
 import torch
-from fastjukebox.engine import Jukebox, SamplingParams
+from fastjukebox.engine import VQVAE, Jukebox, SamplingParams
 
 RATE = 44100
 
@@ -37,3 +39,23 @@ def test_a_stream_shorter_than_a_chunk_is_one_chunk(jukebox):
     params = SamplingParams(seconds=0.02, num_samples=2)
     (chunk,) = jukebox.stream(params)
     assert torch.equal(chunk, jukebox.sample(params).audio)
+
+
+def test_a_streamed_file_is_written_and_not_kept(ok, monkeypatch):
+    chunks, alive, stream = [], [], Jukebox.stream
+
+    def watched(*args, **options):
+        for chunk in stream(*args, **options):
+            own = chunk.clone()
+            chunks.append(weakref.ref(own))
+            alive.append(sum(ref() is not None for ref in chunks))
+            yield own
+            del own
+
+    monkeypatch.setattr(Jukebox, "stream", watched)
+    margins = VQVAE.block_codes
+    monkeypatch.setattr(VQVAE, "block_codes", lambda self, level: (48, margins(self, level)[1]))
+    ok("sample", "a.wav", "--stream", "--seconds", "0.1")
+    # The first one, the one before, and this.
+    assert len(chunks) > 6 and max(alive) <= 3
+    assert soundfile.info("a.wav").frames == 4410

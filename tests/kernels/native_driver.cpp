@@ -27,21 +27,27 @@ class RandomModel {
       Layer layer{};
       layer.ln_0_weight = floats(sizes.width), layer.ln_0_bias = floats(sizes.width);
       layer.ln_1_weight = floats(sizes.width), layer.ln_1_bias = floats(sizes.width);
-      layer.qkv = matrix(sizes.width, 3 * sizes.attn_width, true, sizes.stored);
+      layer.pattern = i % 6;
+      layer.qkv = matrix(sizes.width, (layer.pattern == CROSS ? 1 : 3) * sizes.attn_width, true, sizes.stored);
       layer.proj = matrix(sizes.attn_width, sizes.width, true, sizes.stored);
       layer.up = matrix(sizes.width, sizes.mlp_width, true, sizes.stored);
       layer.down = matrix(sizes.mlp_width, sizes.width, true, sizes.stored);
-      layer.pattern = i % 4;
-      layer.slots = layer.pattern == ROW ? sizes.row_len : layer.pattern == PREVIOUS_ROW ? 2 * sizes.row_len : context_len;
-      // NaN: what is read before it was written shows.
+      const int all_slots[] = {sizes.row_len, context_len, 2 * sizes.row_len, context_len, sizes.row_len + 3, 21};
+      layer.slots = all_slots[layer.pattern];
+      // NaN: what is read before it was written shows. CROSS sees what was there before.
       for (auto **cache : {&layer.keys, &layer.values}) {
-        caches_.emplace_back(size_t(batch) * ((layer.slots + 15) / 16 * 16) * sizes.attn_width, NAN);
+        const int slots = cache == &layer.keys ? (layer.slots + 15) / 16 * 16 : layer.slots;
+        const size_t lane = size_t(slots) * sizes.attn_width;
+        caches_.emplace_back(batch * lane, NAN);
         *cache = caches_.back().data();
+        if (layer.pattern != CROSS) continue;
+        const float *given = floats(lane);
+        for (int item = 0; item < batch; ++item) std::copy_n(given, lane, *cache + item * lane);
       }
       layers_.push_back(layer);
     }
     model = {sizes.depth,         sizes.width, sizes.attn_width, sizes.heads, sizes.mlp_width,
-             sizes.codebook_size, context_len, sizes.row_len,    0.5f,        floats(size_t(sizes.codebook_size) * sizes.width),
+             sizes.codebook_size, context_len, sizes.row_len, sizes.heads != 3, 0.5f,        floats(size_t(sizes.codebook_size) * sizes.width),
              floats(size_t(context_len) * sizes.width),          floats(sizes.width),
              matrix(sizes.width, sizes.codebook_size, false, sizes.stored),     layers_.data()};
   }
@@ -211,12 +217,12 @@ bool conditions() {
 int main() {
   if (!conditions()) return 1;
   const Sizes cases[] = {
-      {4, 32, 16, 1, 32, 64, 4, 8, FP32, false},
-      {5, 37, 15, 3, 41, 77, 6, 7, FP16, true},
-      {4, 33, 10, 2, 70, 33, 4, 17, INT8, false},
+      {6, 32, 16, 1, 32, 64, 4, 8, FP32, false},
+      {7, 37, 15, 3, 41, 77, 6, 7, FP16, true},
+      {6, 33, 10, 2, 70, 33, 4, 17, INT8, false},
       // Heads of whole panels, rows long enough to share: threads divide heads, and rows of a prompt.
-      {4, 48, 64, 2, 64, 50, 4, 33, FP16, true},
-      {4, 40, 64, 4, 64, 50, 3, 40, INT8, false},
+      {6, 48, 64, 2, 64, 50, 4, 33, FP16, true},
+      {6, 40, 64, 4, 64, 50, 3, 40, INT8, false},
   };
   const struct {
     int top_k;

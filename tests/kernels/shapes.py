@@ -31,10 +31,13 @@ class Window:
 
     @property
     def slots(self) -> int:
-        return {"row": 1, "previous_row": 2}.get(self.pattern, self.num_rows) * self.row_len
+        rows = {"row": 1, "previous_row": 2}.get(self.pattern, self.num_rows)
+        # As many characters, and codes after them, as are no whole number of rows.
+        lyrics = {"lyrics": self.num_rows * 3 // 4 + 1, "cross": self.num_rows + 2}
+        return lyrics.get(self.pattern, rows * self.row_len)
 
 
-PATTERNS = ("row", "column", "previous_row", "dense")
+PATTERNS = ("row", "column", "previous_row", "dense", "lyrics", "cross")
 _random = _TorchRandom()
 register_random(_random)
 

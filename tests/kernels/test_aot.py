@@ -52,13 +52,17 @@ def test_the_table_covers_every_preset():
             config.context_len,
             config.num_rows,
             config.codebook_size,
-            config.conditioner is not None,
+            config.conditioner is not None or bool(config.labels and config.labels.time_bins),
+            config.separate_head,
+            config.lyric_reach if config.lyric_len else 0,
         )
         for config in priors
     }
-    assert wanted <= {
-        tuple(shape) for shape in json.loads(run("import json; print(json.dumps(list(aot.SHAPES.values())))"))
+    shapes = json.loads(run("import json; print(json.dumps(list(aot.SHAPES.values())))"))
+    assert {config.lyrics.length for config in priors if config.lyrics and config.lyrics.encoder} == {
+        shape[-1] for shape in shapes if shape[-1]
     }
+    assert wanted <= {tuple(shape[:-1]) for shape in shapes}
 
 
 def compiled(path: Path, *arguments: str) -> list[dict]:

@@ -49,6 +49,8 @@ def test_what_is_visible_is_attended(device, pattern):
     # Several items of each: of few numbers plain PyTorch may find some exactly, by luck.
     positions = ((0, 20, 21 * 17 + 3) if pattern != "dense" else (0, 20, 37)) * 4
     args = make(window(pattern, positions), heads=1)
+    # Scores so large that their rounding decides would make the budget a matter of luck.
+    args["q"] /= 4
     found = attend(args, device)
     for item, pos in enumerate(positions):
         first, count = reference.cache_visible(pos, pattern, 21, args["kv"].shape[3])

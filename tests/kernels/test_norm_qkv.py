@@ -14,7 +14,8 @@ def window(pattern="row", positions=(7,)):
 
 def make(window, width=33, heads=3, head_dim=5, int8=False):
     batch, attn_width = len(window.positions), heads * head_dim
-    weight, scale = packed(width, 3 * attn_width, int8)
+    projected = attn_width if window.pattern == "cross" else 3 * attn_width
+    weight, scale = packed(width, projected, int8)
     return {
         "q": draw(batch, attn_width),
         "kv": draw(2, batch, heads, window.slots, head_dim),
@@ -23,7 +24,7 @@ def make(window, width=33, heads=3, head_dim=5, int8=False):
         "ln_weight": draw(width, mean=1.0, std=0.3),
         "ln_bias": draw(width),
         "weight": weight,
-        "bias": draw(3 * attn_width),
+        "bias": draw(projected),
         "scale": scale,
         "pattern": window.pattern,
         "row_len": window.row_len,

@@ -7,16 +7,28 @@ from fastjukebox.kernels import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-PATTERNS = list(Pattern)
+# Of prefill_attention; lyric_attention is that of the other two.
+PATTERNS = [Pattern.ROW, Pattern.COLUMN, Pattern.PREVIOUS_ROW, Pattern.DENSE]
 
 
-def explicit_attention(q, k, v, pattern, row_len, query_start=0):
+def explicit_attention(q, k, v, pattern, row_len, query_start=0, reach=0):
     """softmax over the positions that `mask` names, zero where it names none; k and v start at position 0."""
-    visible = mask(pattern, k.shape[1], row_len)[query_start : query_start + q.shape[1]]
+    if pattern is Pattern.CROSS:
+        visible = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool)
+    else:
+        visible = mask(pattern, query_start + q.shape[1], row_len, reach)[query_start:, : k.shape[1]]
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
     weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)
     weights = weights.masked_fill(~visible, 0.0)
     return torch.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+@pytest.mark.parametrize(("start", "length", "keys"), [(0, 9, 5), (0, 4, 4), (3, 4, 6), (7, 5, 6), (0, 1, 1)])
+def test_lyric_attention_is_softmax_over_what_is_seen(start, length, keys):
+    q, k, v = (torch.randn(2, n, 3, 4, dtype=torch.float64) + 0.5 for n in (length, keys, keys))
+    for pattern, query_start in ((Pattern.LYRICS, start), (Pattern.CROSS, None)):
+        found = reference.lyric_attention(q, k, v, query_start)
+        torch.testing.assert_close(found, explicit_attention(q, k, v, pattern, 4, start, reach=keys))
 
 
 def first_key(pattern, start, row_len, early):

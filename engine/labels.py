@@ -34,9 +34,9 @@ class Labels:
     """What a request says of the song that it is the beginning of; all of it is for models that know labels.
 
     artist: a name from the model's tables, or an id; 0 is an unknown artist. A tuple holds one per level, the finest
-        first.
-    genre: likewise. Models that take several genres take a name word by word ("blues rock"); in a tuple of one per
-        level each may be a tuple of ids.
+        first, or one for all levels.
+    genre: likewise. Models that take several genres take a name word by word ("blues rock"); in a tuple each may be a
+        tuple of ids.
     lyrics: of the whole song; the model hears those that belong to a window by how far into the song it is.
     song_seconds: how long the whole song is; None: as long as the result, but no shorter than the model's shortest.
 
@@ -76,9 +76,9 @@ class Labels:
         value = getattr(self, name)
         if not isinstance(value, tuple):
             return value
-        if len(value) != levels:
+        if len(value) not in (1, levels):
             raise ValueError(f"{name} has {len(value)} values, the model has {levels} levels")
-        return value[level]
+        return value[level % len(value)]
 
 
 def _is_id(value: object) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
+from .labels import LABEL_OPTIONS
 from .terminal import PerLevel
 
 PATH = click.Path(path_type=Path)
@@ -95,47 +95,6 @@ REPORT_OPTIONS = (
     click.option("--plot", type=PATH, metavar="PNG", help="Draw the result's mel spectrogram."),
     click.option("--plot-beside", type=PATH, metavar="AUDIO", help="Draw that audio's below it, to compare."),
     click.option("-q", "--quiet", is_flag=True, help="No progress bar."),
-)
-
-
-class Ids(click.ParamType):
-    """A name, or ids: one, or with commas one per level; of a genre several, with plus signs."""
-
-    def __init__(self, several: bool) -> None:
-        self.name, self.several = "NAME|ID[,ID,ID]", several
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> object:
-        levels = [level.split("+") for level in value.split(",")]
-        if not all(part.strip().isdecimal() for level in levels for part in level):
-            return value
-        if not self.several and any(len(level) > 1 for level in levels):
-            self.fail(f"{value!r} is more than one artist", param, ctx)
-        found = tuple(tuple(map(int, level)) if self.several else int(level[0]) for level in levels)
-        # One for all levels is no tuple of levels.
-        return found[0] if len(found) == 1 and not self.several else found
-
-
-class TextFile(click.ParamType):
-    """The text of a file, `-` for standard input."""
-
-    name = "FILE"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            return sys.stdin.read() if value == "-" else Path(value).read_text(encoding="utf-8")
-        except (OSError, UnicodeError) as error:
-            self.fail(f"cannot read {value}: {getattr(error, 'strerror', None) or 'it is no text (UTF-8)'}", param, ctx)
-
-
-# The options of what a model is told of a song, and the fields of engine.labels.Labels.
-LABELS = ("artist", "genre", "lyrics", "song_seconds")
-LABEL_OPTIONS = (
-    click.option("--artist", type=Ids(False), help="For models that know artists.  [default: an unknown one]"),
-    click.option("--genre", type=Ids(True), help="Likewise; several, where a model takes them, are words or ids 3+17."),
-    click.option("--lyrics", type=TextFile(), help="For models that sing: the whole song's; `-` is standard input."),
-    click.option(
-        "--song-seconds", type=float, help="Length of the song that OUT is the beginning of.  [default: OUT's]"
-    ),
 )
 
 

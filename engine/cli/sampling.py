@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 import click
 
 from ..stopping import Stopped, end_at_once
-from .options import LABELS, PATH, REPORT_OPTIONS, Settings, sampling_options, shared_help, with_options
+from .labels import as_in, given_labels, told
+from .options import PATH, REPORT_OPTIONS, Settings, sampling_options, shared_help, with_options
 from .terminal import Command, ProgressBar, load_model, new_file, report, take_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..jukebox import Jukebox
-    from ..labels import Labels
     from ..sampler import SamplingParams
     from .prompts import Given
 
@@ -59,7 +59,7 @@ def continue_(prompt: Path, out: str, prompt_seconds: float | None, item: int | 
     """
     from . import prompts
 
-    settings = _as_in(settings, prompt)
+    settings = as_in(settings, prompt)
     seconds = settings.seconds or 0.0
     _sample(out, settings, lambda model: prompts.prompt(model, prompt, item, prompt_seconds, seconds, settings.level))
 
@@ -79,7 +79,7 @@ def upsample(codes: Path, out: str, from_level: int | None, item: int | None, se
     """
     from . import prompts
 
-    settings = _as_in(settings, codes)
+    settings = as_in(settings, codes)
     keep = partial(prompts.upper_codes, from_level=from_level, level=settings.level, seconds=settings.seconds)
     _sample(out, settings, lambda model: keep(model, codes, item))
 
@@ -158,7 +158,7 @@ def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | Non
         hop_fraction=settings.hop_fraction,
         batch_size=settings.batch_size,
         level=settings.level,
-        labels=_labels(settings),
+        labels=given_labels(settings),
     )
     output, run = _check_output(out, settings, params.num_samples)
     if run:
@@ -200,6 +200,7 @@ def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | Non
     rows = [
         ("wrote", ", ".join(map(str, files)) or "stdout"),
         *([("given", given.text)] if given else []),
+        *([("told", told(params.labels))] if any(prior.labels for prior in jukebox.config.priors) else []),
         ("audio", _audio_text(params.num_samples, samples / jukebox.sample_rate)),
         ("wall", f"{wall:.2f} s: {new / wall:.3g}x real time"),
         ("decoder", f"{jukebox.backend.name} on {jukebox.device} in {dtype}"),
@@ -207,27 +208,6 @@ def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | Non
         *([("run", str(run))] if run else []),
     ]
     report(rows, err=output is None)
-
-
-def _as_in(settings: Settings, source: Path) -> Settings:
-    """With the model of a run that is given, and what that was told of its song, unless others are asked for."""
-    from .prompts import own_labels, own_model
-
-    if settings.model:
-        return settings
-    labels = own_labels(source)
-    told = {name: getattr(labels, name) for name in LABELS if labels and getattr(settings, name) is None}
-    return dataclasses.replace(settings, model=own_model(source), **told)
-
-
-def _labels(settings: Settings) -> Labels | None:
-    given = {name: getattr(settings, name) for name in LABELS}
-    given = {name: value for name, value in given.items() if value is not None}
-    if not given:
-        return None
-    from ..labels import Labels
-
-    return Labels(**given)
 
 
 def _go_on(run: Path | None) -> str:

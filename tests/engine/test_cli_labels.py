@@ -32,7 +32,10 @@ def command(tmp_path, monkeypatch, capfd):
 def test_what_is_told_reaches_the_codes(command, folder, monkeypatch):
     Path("words.txt").write_text(PARAMS.labels.lyrics, encoding="utf-8")
     args = ("--model", folder, "--backend", "eager", "--samples", "2", *SONG, *TOLD)
-    assert command("sample", "a.wav", *args, "--lyrics", "words.txt")[::2] == (0, "")
+    code, out, err = command("sample", "a.wav", *args, "--lyrics", "words.txt")
+    assert (code, err) == (0, "")
+    words = len(PARAMS.labels.lyrics)
+    assert f"artist Some Body, genre slow dance, {words} characters of lyrics" in out
     expected = Jukebox.from_pretrained(folder, backend="eager").sample(PARAMS)
     assert all(map(torch.equal, runs.Run.open(Path("a.run")).load(), expected.codes))
     monkeypatch.setattr("sys.stdin", io.StringIO(PARAMS.labels.lyrics))
@@ -45,8 +48,18 @@ def test_what_is_told_reaches_the_codes(command, folder, monkeypatch):
             assert Path(f"{other}-{item}.wav").read_bytes() == Path(f"a-{item}.wav").read_bytes()
 
 
+def test_one_id_is_for_all_levels(command, folder):
+    preview = ("--model", folder, "--level", "2", *SONG)
+    assert command("sample", "a.wav", *preview, "--artist", "nobody,", "--genre", "waltz")[0] == 2
+    assert command("sample", "a.wav", *preview, "--artist", "nobody", "--genre", "waltz")[::2] == (0, "")
+    assert command("sample", "b.wav", *preview, "--artist", "1", "--genre", "2")[::2] == (0, "")
+    assert Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
+    assert "takes at most 1 genres" in command("sample", "c.wav", *preview, "--genre", "2+4")[2]
+
+
 def test_a_run_passes_on_what_it_was_told(command, folder):
     first = ("--model", folder, "--level", "2", *SONG)
+    assert "an unknown artist, an unknown genre, no lyrics" in command("sample", "0.wav", *first)[1]
     assert command("sample", "a.wav", *first, *TOLD)[::2] == (0, "")
     assert command("resume", "a.run", "--overwrite")[::2] == (0, "")
     longer = ("--seconds", "0.15", "--level", "2")

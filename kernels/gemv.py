@@ -224,7 +224,7 @@ def tile(weight: Tensor, batch: int, scale: Tensor | None = None) -> Tile:
     size = weight.dtype.itemsize
     if tensor:
         # Of wider layers a block is loaded while the one before is multiplied, and both must find registers.
-        widest = 2048 if n_in <= 2048 else 512 * size
+        widest = 2048 if n_in <= 2048 else 512
         block_k = max(min(triton.next_power_of_2(n_in), widest), 128)
         # An instruction's 16 outputs: at width 1920 a program for each of 120 multiprocessors, 61 KB of FP16 weights
         # in flight on each. Narrow inputs leave room for 32, whose programs look at all items half as often.

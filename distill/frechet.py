@@ -16,10 +16,14 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -160,26 +164,51 @@ def frechet_distance(
 def fadtk_distance(first: str | Path, second: str | Path, model: str = "vggish", workers: int = 1) -> float:
     """The Fréchet audio distance of two folders by Microsoft's `fadtk` (pip install fadtk) with one of its networks.
 
-    fadtk is not among the dependencies. It needs torchaudio, downloads the network, takes every file with a dot in its
-    name for audio and keeps its embeddings in the folders; hand it copies that hold audio only. Run by hand with fadtk
-    1.1.0 and a small network of its kind in place of a download; not in the tests.
+    fadtk is not among the dependencies. It needs torchaudio and downloads most networks; cdpam-acoustic and
+    cdpam-content come inside the package cdpam. Run by hand with fadtk 1.1.0 and cdpam-acoustic, it gave the score
+    that fadtk ships for its sample audio; not in the tests. Its processes are spawned: call this below
+    `if __name__ == "__main__":` in a script.
 
     Raises:
-        ValueError: fadtk is not installed, knows no such model, or a folder does not exist.
+        ValueError: fadtk is not installed or knows no such model, or a folder does not exist or holds no audio.
     """
     if importlib.util.find_spec("fadtk") is None:
         raise ValueError("fadtk_distance needs fadtk: pip install fadtk")
-    folders = [Path(folder) for folder in (first, second)]
-    if missing := [str(folder) for folder in folders if not folder.is_dir()]:
-        raise ValueError(f"{' and '.join(missing)} is not a folder of audio files")
-    from fadtk import FrechetAudioDistance, cache_embedding_files  # pyright: ignore[reportMissingImports]
-    from fadtk.model_loader import get_all_models  # pyright: ignore[reportMissingImports]
+    sides = [audio_files(folder) for folder in (first, second)]
+    from fadtk import (  # pyright: ignore[reportMissingImports]
+        FrechetAudioDistance,
+        cache_embedding_files,
+        model_loader,
+    )
 
-    models = {loader.name: loader for loader in get_all_models()}
+    # The constructors of the CLAP models download gigabytes, whichever model is asked for: not to be run for a name.
+    clap = {"clap-2023": (model_loader.CLAPModel, "2023")}
+    clap |= {f"clap-laion-{kind}": (model_loader.CLAPLaionModel, kind) for kind in ("audio", "music")}
+    with mock.patch.multiple(
+        model_loader,
+        CLAPModel=lambda kind: SimpleNamespace(name=f"clap-{kind}"),
+        CLAPLaionModel=lambda kind: SimpleNamespace(name=f"clap-laion-{kind}"),
+    ):
+        models = {loader.name: loader for loader in model_loader.get_all_models()}
     if model not in models:
         raise ValueError(f"fadtk has no model {model}; it has {', '.join(sorted(models))}")
-    for folder in folders:
-        cache_embedding_files(folder, models[model], workers=workers)
-    # Its constructor switches gradients off for the whole process; the context switches them back.
-    with torch.set_grad_enabled(torch.is_grad_enabled()):
-        return float(FrechetAudioDistance(models[model], load_model=False).score(*folders))
+    if model in clap:
+        constructor, kind = clap[model]
+        models[model] = constructor(kind)
+    # fadtk switches gradients off and sets the start method for the whole process.
+    start_method = multiprocessing.get_start_method(allow_none=True)
+    # fadtk takes every file with a dot in its name for audio, names embeddings by the stem, and keeps those, statistics
+    # and converted audio beside the files, never to be made anew: it gets links in folders of their own.
+    with TemporaryDirectory() as scratch, torch.set_grad_enabled(torch.is_grad_enabled()):
+        folders = [Path(scratch, side) for side in ("first", "second")]
+        try:
+            for folder, paths in zip(folders, sides, strict=True):
+                folder.mkdir()
+                for index, path in enumerate(paths):
+                    (folder / f"{index:06}{path.suffix}").symlink_to(path.resolve())
+                cache_embedding_files(folder, models[model], workers=workers)
+            distance = float(FrechetAudioDistance(models[model], load_model=False).score(*folders))
+        finally:
+            multiprocessing.set_start_method(start_method, force=True)
+    # Rounding may leave a tiny negative number.
+    return max(distance, 0.0)

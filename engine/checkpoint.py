@@ -176,16 +176,20 @@ def save_names(folder: Path, level: int, names: Names) -> None:
 
 def load_names(folder: Path, level: int) -> Names | None:
     """The names of a level's artists and genres, if the folder has them. Raises CheckpointError."""
-    path = folder / names_file(level)
+    path = network_paths(folder, names_file(level))[0]
     try:
         names = Names(**json.loads(path.read_text(encoding="utf-8")))
-        if not all(isinstance(table, dict) and all(isinstance(n, int) for n in table.values()) for table in names):
+        if not all(isinstance(table, dict) and all(map(is_id, table.values())) for table in names):
             raise ValueError("it must hold an id for each name")
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, RecursionError, OSError) as error:
         raise CheckpointError(f"{path}: holds no names of artists and genres ({error})") from None
     return names
+
+
+def is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def prior_bytes(folder: Path, config: JukeboxConfig) -> int:
@@ -295,7 +299,7 @@ def fingerprint(folder: Path) -> str:
     config = load_config(folder)
     for prior in config.priors:
         # They say which ids a request's names stand for.
-        path = folder / names_file(prior.level)
+        path = network_paths(folder, names_file(prior.level))[0]
         digest.update(path.read_bytes() if path.exists() else b"")
     for name in network_files(config):
         # What it shares with the base is in its metadata, as a digest.

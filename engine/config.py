@@ -215,6 +215,8 @@ class PriorConfig:
         if self.lyrics and not self.labels:
             raise ValueError("lyrics need labels: the song's length says which of them belong to a window")
         encoder = self.lyrics and self.lyrics.encoder
+        if self.conditioner and (self.lyric_len or (self.labels and self.labels.time_bins)):
+            raise ValueError("a prior with a conditioner is told no time, and has no lyrics before its codes")
         for pattern, there in ((Pattern.LYRICS, self.lyric_len), (Pattern.CROSS, encoder)):
             if pattern in self.pattern_cycle and not there:
                 raise ValueError(f"pattern {pattern.value} without such lyrics")

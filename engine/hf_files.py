@@ -59,7 +59,9 @@ def find_files(folder: Path) -> dict[str, Path]:
             return dict.fromkeys(_read(path, None), path)
         try:
             index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-            return {key: folder / str(file) for key, file in index.items()}
+            if not all(isinstance(file, str) and Path(file).name == file != "" for file in index.values()):
+                raise ValueError("it must name files of the folder")
+            return {key: folder / file for key, file in index.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: is no index of a checkpoint ({error})") from None
     return {}
@@ -67,7 +69,7 @@ def find_files(folder: Path) -> dict[str, Path]:
 
 def levels(files: Mapping[str, Path]) -> int:
     """How many priors there are."""
-    found = [int(match[1]) for key in files if (match := re.match(r"priors\.(\d+)\.", key))]
+    found = [int(match[1]) for key in files if (match := re.match(r"priors\.(\d{1,2})\.", key))]
     return 1 + max(found, default=-1)
 
 
@@ -88,7 +90,7 @@ def read_part(folder: Path, files: Mapping[str, Path], level: int | None) -> Mod
         for key in keys:
             tensor = there.get(key)
             if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-                raise CheckpointError(f"{path}: lacks the tensor {key} that the folder's index promises")
+                raise CheckpointError(f"{path}: lacks {key}, or holds no floating-point tensor under that name")
             tensors[key.removeprefix(part)] = tensor
     stages = _stages(tensors)
     return Model(folder / part.rstrip("."), {_openai_name(key, stages): t for key, t in tensors.items()}, {})

@@ -256,7 +256,7 @@ class Jukebox:
         try:
             sampling = Sampling(jukebox.config, request.params, request.samples, codes, jukebox.names)
         except ValueError as error:
-            raise RunError(f"{run.folder / 'codes.safetensors'} is not of this run: {error}") from None
+            raise RunError(f"{run.folder}: codes.safetensors or request.json is not of this run: {error}") from None
         return jukebox._finish(sampling, run, "level", progress)
 
     def _known(self, codes: Sequence[CodesLike | None] | None) -> list[Tensor]:

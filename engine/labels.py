@@ -8,10 +8,12 @@ upsamplers; v3: the 1b model).
 from __future__ import annotations
 
 import difflib
+import logging
 import math
+import operator
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -25,8 +27,10 @@ UNKNOWN = 0
 _ALPHABET = string.ascii_letters.swapcase() + string.digits + ".,:;!?-{plus}'\"()[] \t\n"
 # By their size, with the character that stands for nothing; a character's number is its place, from 1 on.
 ALPHABETS = {79: _ALPHABET.format(plus=""), 80: _ALPHABET.format(plus="+")}
-# Names that an error offers.
-OFFERED = 3
+# Names that an error offers, and characters of what was typed that it shows.
+OFFERED, LONGEST_SHOWN = 3, 80
+FIRST_EMOJI = "\U0001f000"
+logger = logging.getLogger("fastjukebox")
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Labels:
     lyrics: of the whole song; the model hears those that belong to a window by how far into the song it is.
     song_seconds: how long the whole song is; None: as long as the result, but no shorter than the model's shortest.
 
+    A name that some levels of the model know is an unknown one to the others, with a warning.
+
     Raises:
         ValueError: values of another kind.
     """
@@ -52,16 +58,19 @@ class Labels:
     def __post_init__(self) -> None:
         for name in ("artist", "genre"):
             value = getattr(self, name)
-            for one in value if isinstance(value, tuple) else (value,):
-                ids = one if name == "genre" and isinstance(one, tuple) else (one,)
-                if not ids or not all(_is_id(item) or (isinstance(item, str) and len(ids) == 1) for item in ids):
-                    raise ValueError(f"{name} must be a name or an id of 0 or more, or one per level; not {one!r}")
+            several = isinstance(value, (tuple, list))
+            found = tuple(_label(name, one, name == "genre") for one in (value if several else [value]))
+            object.__setattr__(self, name, found if several else found[0])
         if not isinstance(self.lyrics, str):
             raise ValueError(f"lyrics must be text, not {self.lyrics!r}")
-        seconds = self.song_seconds
-        number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-        if seconds is not None and not (number and 0 < seconds < math.inf):
-            raise ValueError(f"song_seconds must be above 0, not {seconds!r}")
+        if self.song_seconds is not None:
+            try:
+                seconds = math.nan if isinstance(self.song_seconds, (bool, str)) else float(self.song_seconds)
+            except (TypeError, ValueError, OverflowError):
+                seconds = math.nan
+            if not 0 < seconds < math.inf:
+                raise ValueError(f"song_seconds must be a finite number above 0, not {self.song_seconds!r}")
+            object.__setattr__(self, "song_seconds", seconds)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Labels:
@@ -81,8 +90,24 @@ class Labels:
         return value[level % len(value)]
 
 
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _label(what: str, value: Any, several: bool) -> Any:
+    """A name, an id, or a tuple of ids where there may be several. Raises ValueError."""
+    if isinstance(value, str):
+        return value
+    try:
+        if several and isinstance(value, (tuple, list)) and value:
+            return tuple(_whole(one) for one in value)
+        return _whole(value)
+    except TypeError:
+        raise ValueError(f"{what} must be a name or an id of 0 or more, or one per level; not {value!r}") from None
+
+
+def _whole(value: Any) -> int:
+    """NumPy's whole numbers too, which JSON does not take. Raises TypeError."""
+    found = -1 if isinstance(value, bool) else operator.index(value)
+    if found < 0:
+        raise TypeError
+    return found
 
 
 class Names(NamedTuple):
@@ -120,49 +145,73 @@ def level_labels(
     labels = labels or Labels()
     if labels.lyrics and not any(prior.lyrics for prior in labelled):
         raise ValueError("this model takes no lyrics: leave them out")
-    timed = [prior.labels for prior in labelled if sampled[prior.level] and prior.labels and prior.labels.time_bins]
+    told = [prior for prior in labelled if sampled[prior.level]]
+    timed = [prior.labels for prior in told if prior.labels and prior.labels.time_bins]
     song_seconds = labels.song_seconds
     if song_seconds is None:
         song_seconds = max([seconds, *(sizes.min_seconds for sizes in timed)])
-    if song_seconds < seconds:
+    rate = config.vqvae.sample_rate
+    if round(song_seconds * rate) < round(seconds * rate):
         raise ValueError(
             f"a song of {song_seconds:g} s cannot begin with {seconds:g} s: song_seconds is the whole song"
         )
-    levels, samples = len(config.priors), round(song_seconds * config.vqvae.sample_rate)
-    found = list[LevelLabels | None]()
-    for level, prior in enumerate(config.priors):
-        sizes = prior.labels
-        if sizes is None or not sampled[level]:
-            found.append(None)
-            continue
-        if sizes in timed and not sizes.min_seconds <= song_seconds < sizes.max_seconds:
+    for sizes in timed:
+        if not sizes.min_seconds <= song_seconds < sizes.max_seconds:
             raise ValueError(
                 f"this model knows songs of {sizes.min_seconds:g} to less than {sizes.max_seconds:g} s, not of "
                 f"{song_seconds:g} s"
             )
-        where = f"level {level}"
-        artist = _artist(labels.per_level("artist", level, levels), sizes, names[level], where)
-        genres = _genres(labels.per_level("genre", level, levels), sizes, names[level], where)
+    artists = _of_levels("artist", labels, told, names, len(config.priors))
+    genres = _of_levels("genre", labels, told, names, len(config.priors))
+    found: list[LevelLabels | None] = [None] * len(config.priors)
+    for prior, (artist,), several in zip(told, artists, genres, strict=True):
         tokens = lyric_tokens(labels.lyrics, prior.lyrics.vocabulary) if prior.lyrics else ()
-        found.append(LevelLabels(artist, genres, tokens, samples))
+        if prior.lyrics and labels.lyrics.strip() and not tokens:
+            raise ValueError("the lyrics hold no character that the model knows")
+        found[prior.level] = LevelLabels(artist, several, tokens, round(song_seconds * rate))
     return found
 
 
-def _artist(name: str | int, sizes: LabelConfig, names: Names | None, where: str) -> int:
-    key = _normalized(name, sizes) if isinstance(name, str) else name
-    return _id(key, sizes.artists, names and names.artists, f"{where} artist")
-
-
-def _genres(genre: Genre, sizes: LabelConfig, names: Names | None, where: str) -> tuple[int, ...]:
-    if isinstance(genre, str):
-        name = _normalized(genre, sizes)
-        parts: Iterable[str | int] = name.split("_") if sizes.genre_slots > 1 else (name,)
-    else:
-        parts = genre if isinstance(genre, tuple) else (genre,)
-    found = tuple(_id(part, sizes.genres, names and names.genres, f"{where} genre") for part in parts)
-    if len(found) > sizes.genre_slots:
-        raise ValueError(f"{where} takes at most {sizes.genre_slots} genres, not {len(found)}: {genre!r}")
+def _of_levels(
+    what: str, labels: Labels, told: Sequence[PriorConfig], names: Sequence[Names | None], levels: int
+) -> list[tuple[int, ...]]:
+    """The ids of the artist, or of the genres, at each level that is `told`. Models may know other names at each level:
+    where one is missing that another knows, it is an unknown one, with a warning."""
+    found, problems = list[tuple[int, ...]](), list[str]()
+    for prior in told:
+        assert prior.labels is not None
+        lists = names[prior.level]
+        table = lists and (lists.artists if what == "artist" else lists.genres)
+        value = labels.per_level(what, prior.level, levels)
+        try:
+            found.append(_ids(what, value, prior.labels, table, f"level {prior.level}"))
+        except _UnknownName as error:
+            problems.append(str(error))
+            found.append((UNKNOWN,))
+    if problems and len(problems) == len(told):
+        raise ValueError(problems[0])
+    for problem in problems:
+        logger.warning("%s; this level is told of an unknown one", problem)
     return found
+
+
+class _UnknownName(ValueError):
+    """A name that is not in a level's table."""
+
+
+def _ids(what: str, value: Genre, sizes: LabelConfig, table: Mapping[str, int] | None, where: str) -> tuple[int, ...]:
+    count, most = (sizes.artists, 1) if what == "artist" else (sizes.genres, sizes.genre_slots)
+    parts: Sequence[str | int] = value if isinstance(value, tuple) else (value,)
+    if isinstance(value, str):
+        name = _normalized(value, sizes)
+        if not name:
+            raise ValueError(
+                f"{where} {what} {value!r} holds no letter or digit that its names are made of; give an id"
+            )
+        parts = name.split("_") if what == "genre" and sizes.genre_slots > 1 else (name,)
+    if len(parts) > most:
+        raise ValueError(f"{where} takes at most {most} {what}s, not {len(parts)}: {value!r}")
+    return tuple(_id(part, value, count, sizes, table, f"{where} {what}") for part in parts)
 
 
 def _normalized(name: str, sizes: LabelConfig) -> str:
@@ -171,24 +220,34 @@ def _normalized(name: str, sizes: LabelConfig) -> str:
     return re.sub("[^a-z0-9]+", "_", lower).strip("_") if sizes.genre_slots > 1 else lower
 
 
-def _id(name: str | int, count: int, table: Mapping[str, int] | None, what: str) -> int:
-    if isinstance(name, int):
-        if name >= count:
-            raise ValueError(f"{what} {name} does not exist: ids are 0 (unknown) to {count - 1}")
-        return name
+def _id(
+    part: str | int, typed: Genre, count: int, sizes: LabelConfig, table: Mapping[str, int] | None, where: str
+) -> int:
+    found = part if isinstance(part, int) else (table or {}).get(part)
+    if found is None and table:
+        # A table may hold names that no typing gives.
+        found = {_normalized(name, sizes): number for name, number in table.items()}.get(str(part))
+    if found is None and str(part).isdecimal():
+        found = int(part)
+    if found is not None:
+        if found >= count:
+            raise ValueError(f"{where} {found} does not exist: ids are 0 (unknown) to {count - 1}")
+        return found
+    shown = repr(typed) if len(str(typed)) < LONGEST_SHOWN else f"{str(typed)[:LONGEST_SHOWN]!r}..."
+    word = f" ({part})" if isinstance(typed, str) and part != _normalized(typed, sizes) else ""
     if table is None:
         raise ValueError(
-            f"{what} {name!r}: the model's folder holds no names, so give ids, or convert it with --names FOLDER"
+            f"{where} {shown}: the model's folder holds no names, so give ids, or convert it with --names FOLDER"
         )
-    if name not in table:
-        close = difflib.get_close_matches(name, table, OFFERED)
-        hint = f"close to it: {', '.join(close)}" if close else "0 stands for any that is not in its tables"
-        raise ValueError(f"{what} {name!r} is not one that the model knows; {hint}")
-    return table[name]
+    known = {_normalized(name, sizes) for name in table} - {""}
+    close = difflib.get_close_matches(str(part), known, OFFERED) if len(str(part)) < LONGEST_SHOWN else []
+    hint = f"close to it: {', '.join(close)}" if close else "0 stands for any that is not in its tables"
+    raise _UnknownName(f"{where} {shown}{word} is not one that the model knows; {hint}")
 
 
 def lyric_tokens(text: str, vocabulary: int) -> tuple[int, ...]:
-    """The numbers of a text's characters, as far as the alphabet of that size has them, accents taken off.
+    """The numbers of a text's characters, as far as the alphabet of that size has them, accents taken off. Other
+    scripts are written in Latin letters, by other rules than the original's.
 
     Raises:
         ValueError: there is no alphabet of that size.
@@ -201,7 +260,9 @@ def lyric_tokens(text: str, vocabulary: int) -> tuple[int, ...]:
     from anyascii import anyascii
 
     numbers = {character: number for number, character in enumerate(ALPHABETS[vocabulary], start=1)}
-    plain = anyascii(text).replace("\\", "\n")
+    # Emojis have names there, which nobody means to be sung.
+    plain = "".join(character for character in text if character < FIRST_EMOJI).replace("\u2014", "--")
+    plain = anyascii(plain).replace("\\", "\n")
     return tuple(numbers[character] for character in plain if character in numbers)
 
 
@@ -216,5 +277,5 @@ def window_lyrics(labels: LevelLabels, config: PriorConfig, offset: int, samples
     # FP32, as the models were trained with: the place is rounded down.
     middle = torch.tensor(offset) + torch.tensor(samples) / 2.0
     place = int(len(tokens) * middle / torch.tensor(labels.song_samples))
-    first = min(max(place, length // 2), len(tokens) - length // 2) - length // 2
+    first = min(max(place - length // 2, 0), len(tokens) - length)
     return tokens[first : first + length]

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from .checkpoint import CheckpointError
+from .checkpoint import CheckpointError, is_id
 from .config import LabelConfig
 from .labels import Names
 
@@ -51,19 +51,25 @@ def _pairs(folder: Path, sizes: LabelConfig) -> Iterator[tuple[str, Names]]:
 
 def _lines(path: Path) -> dict[str, int]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
         pairs = [line.strip().rsplit(";", 1) for line in lines if line.strip()]
-        return {name.lower(): int(number) for name, number in pairs}
+        return _checked({name.lower(): int(number) for name, number in pairs})
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"lines must be `name;id` ({error})"
         raise CheckpointError(f"{path}: {reason}") from None
 
 
+def _checked(table: dict[str, int]) -> dict[str, int]:
+    if not table or not all(map(is_id, table.values())):
+        raise ValueError("no names, or ids that are none")
+    return table
+
+
 def _json(path: Path, several: bool) -> dict[str, int]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-        own = {name: int(number) for name, number in table.items() if name.endswith(_SEVERAL) == several}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        own = _checked({name: number for name, number in table.items() if name.endswith(_SEVERAL) == several})
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"it must hold an id for each name ({error})"
         raise CheckpointError(f"{path}: {reason}") from None
     return {name.removesuffix(_SEVERAL).lower(): number for name, number in own.items()}

@@ -121,7 +121,7 @@ def convert(
         what the folder holds.
     priors: file per level, every level from 0 up to some level.
     presets: for files without `hps`; by default the published size that fits.
-    dtype: of the priors; by default FP16 (BF16) where the file holds matrices in it, else FP32. The VQ-VAE is FP32.
+    dtype: of all of a prior; by default FP16 (BF16) where the file holds matrices in it, else FP32. The VQ-VAE is FP32.
     names: a folder with lists of artists and genres, as the original has them (`v2_artist_ids.txt`, ...), which labels
         may then name.
     progress: called with (parts done, parts, name of the part) after each part.
@@ -143,7 +143,9 @@ def convert(
         raise CheckpointError(f"{out}: a preset for {', '.join(spare)}, but no such file")
     if (out / "config.json").exists():
         raise CheckpointError(f"{out}: already holds a checkpoint; name another folder, or delete this one first")
-    for name in (VQVAE_FILE, *map(prior_file, levels)):
+    if names and not names.is_dir():
+        raise CheckpointError(f"{names}: is no folder with lists of artists and genres")
+    for name in (VQVAE_FILE, *map(prior_file, levels), *map(names_file, levels)):
         if (out / name).exists():
             raise CheckpointError(f"{out}: already holds {name}; name another folder, or delete that file first")
 

@@ -97,7 +97,7 @@ class Run:
                 raise RunError(f"{path} has format {values['format']}; this version reads format {FORMAT}")
             params = values.pop("params")
             if (labels := params.pop("labels", None)) is not None:
-                labels = Labels.from_json(labels)
+                labels = Labels.from_json(dict(labels))
             request = Request(params=SamplingParams(**params, labels=labels), **values)
             words = (request.model, request.fingerprint, request.backend, request.device, request.dtype)
             whole = isinstance(request.samples, int) and not isinstance(request.samples, bool)

@@ -19,7 +19,7 @@ QUOTA_FILES = ("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")
 def granted_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     """Cores that this container may keep busy, however many it sees; 0 where nothing limits it."""
     for names in QUOTA_FILES:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
             quota, period = " ".join((cgroups / name).read_text() for name in names).split()
             # Elsewhere the quota is "max" or -1.
             return max(1, round(int(quota) / int(period))) if int(quota) > 0 else 0

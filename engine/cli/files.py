@@ -96,13 +96,13 @@ def _pairs(option: str, values: tuple[str, ...]) -> dict[str | int, str]:
 @click.option(
     "--dtype",
     type=click.Choice(("float32", "float16", "bfloat16")),
-    help="Of the priors.  [default: as in the files]",
+    help="Of the priors.  [default: that of the files' matrices]",
 )
 @click.option(
     "--names",
     type=PATH,
     metavar="FOLDER",
-    help="The lists of artists and genres: the original's jukebox/data/ids.  [default: those in SOURCE]",
+    help="The lists of artists and genres: the original's jukebox/data/ids.  [default: Hugging Face's in SOURCE]",
 )
 def convert(
     source: Path, out: Path, prior: tuple[str, ...], preset: tuple[str, ...], dtype: str | None, names: Path | None
@@ -130,6 +130,7 @@ def convert(
             raise ValueError("--prior: give it as LEVEL=FILE")
         priors[level] = Path(path).expanduser()
     source = source.expanduser()
+    names = names and names.expanduser()
     if not source.exists():
         raise ValueError(f"{source} does not exist")
 

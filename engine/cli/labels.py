@@ -22,7 +22,8 @@ class Ids(click.ParamType):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> object:
         levels = [level.split("+") for level in value.split(",")]
-        if not all(part.strip().isdecimal() for level in levels for part in level):
+        # One number may be a name, too.
+        if value.isdecimal() or not all(part.strip().isdecimal() for level in levels for part in level):
             return value
         if not self.several and any(len(level) > 1 for level in levels):
             self.fail(f"{value!r} is more than one artist", param, ctx)
@@ -48,7 +49,9 @@ LABEL_OPTIONS = (
     click.option("--genre", type=Ids(True), help="Likewise; several, where a model takes them, are words or ids 3+17."),
     click.option("--lyrics", type=TextFile(), help="For models that sing: the whole song's; `-` is standard input."),
     click.option(
-        "--song-seconds", type=float, help="Length of the song that OUT is the beginning of.  [default: OUT's]"
+        "--song-seconds",
+        type=float,
+        help="Length of the song that OUT is the beginning of.  [default: OUT's, or the model's shortest]",
     ),
 )
 
@@ -58,7 +61,9 @@ def told(labels: Labels | None) -> str:
 
     def named(what: str) -> str:
         value = getattr(labels, what, 0)
-        return f"{what} {value}" if value else f"an unknown {what}"
+        levels = value if isinstance(value, tuple) else (value,)
+        words = ["+".join(map(str, one)) if isinstance(one, tuple) else str(one) for one in levels]
+        return f"an unknown {what}" if set(words) == {"0"} else f"{what} {', '.join(words)}"
 
     lyrics = f"{len(labels.lyrics)} characters of lyrics" if labels and labels.lyrics else "no lyrics"
     return f"{named('artist')}, {named('genre')}, {lyrics}"
@@ -68,11 +73,9 @@ def as_in(settings: Settings, source: Path) -> Settings:
     """With the model of a run that is given, and what that was told of its song, unless others are asked for."""
     from .prompts import own_labels, own_model
 
-    if settings.model:
-        return settings
     labels = own_labels(source)
     told = {name: getattr(labels, name) for name in LABELS if labels and getattr(settings, name) is None}
-    return dataclasses.replace(settings, model=own_model(source), **told)
+    return dataclasses.replace(settings, model=settings.model or own_model(source), **told)
 
 
 def given_labels(settings: Settings) -> Labels | None:

@@ -91,7 +91,12 @@ SAMPLING_OPTIONS = (
     click.option("--stream", is_flag=True, help="Write the wav while it grows; with OUT `-`, to stdout."),
 )
 REPORT_OPTIONS = (
-    click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads.  [default: all cores]"),
+    click.option(
+        "--threads",
+        type=click.IntRange(1, 1024),
+        metavar="N",
+        help="CPU threads.  [default: all cores, or a container's share]",
+    ),
     click.option("--plot", type=PATH, metavar="PNG", help="Draw the result's mel spectrogram."),
     click.option("--plot-beside", type=PATH, metavar="AUDIO", help="Draw that audio's below it, to compare."),
     click.option("-q", "--quiet", is_flag=True, help="No progress bar."),

@@ -66,14 +66,14 @@ def test_a_run_passes_on_what_it_was_told(command, folder):
     assert command("continue", "a.run", "b.wav", *longer, "--artist", "nobody")[::2] == (0, "")
     told = runs.Run.open(Path("b.run")).request.params.labels
     assert told == Labels("nobody", "slow dance", song_seconds=0.2)
-    assert command("upsample", "a.run", "c.wav", "--level", "1")[::2] == (0, "")
+    assert command("upsample", "a.run", "c.wav", "--level", "1", "--model", folder)[::2] == (0, "")
     assert runs.Run.open(Path("c.run")).request.params.labels == Labels("Some Body", "slow dance", song_seconds=0.2)
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--artist", "Som Body"), "level 0 artist 'som_body' is not one that the model knows; close to it: some_body"),
+        (("--artist", "Som Body"), "level 0 artist 'Som Body' is not one that the model knows; close to it: some_body"),
         (("--artist", "1+2"), "'1+2' is more than one artist"),
         (("--genre", "1,2"), "genre has 2 values, the model has 3 levels"),
         (("--lyrics", "nowhere.txt"), "cannot read nowhere.txt: No such file"),
@@ -121,6 +121,8 @@ def test_lists_of_names_come_with_the_model(command, openai_folder):
     for kind, artists, genres in (("v1", 3, 2), ("v2", 9, 7), ("v3", 30, 20)):
         (lists / f"{kind}_artist_ids.txt").write_text("".join(f"{kind} Ä;b {n};{n}\n" for n in range(artists)))
         (lists / f"{kind}_genre_ids.txt").write_text("".join(f"{kind}_g{n};{n}\n" for n in range(genres)))
+    # As some editors begin a file.
+    (lists / "v2_artist_ids.txt").write_text((lists / "v2_artist_ids.txt").read_text(), encoding="utf-8-sig")
     code, _, err = command("convert", openai_folder, "model", "--names", "ids")
     assert code == 0, err
     names = checkpoint.load_names(Path("model"), 2)
@@ -148,6 +150,16 @@ def test_lists_that_do_not_fit_are_refused(command, openai_folder, name, text, m
     code, _, err = command("convert", openai_folder, "model", "--names", "ids")
     assert code == 2 and message in err.splitlines()[-1]
     assert not Path("model").exists()
+
+
+def test_names_that_stand_where_the_model_goes_are_left_alone(command, openai_folder):
+    Path("model").mkdir()
+    Path("model", "names_2.json").write_text("mine")
+    code, _, err = command("convert", openai_folder, "model")
+    assert code == 2 and "already holds names_2.json" in err
+    assert Path("model", "names_2.json").read_text() == "mine"
+    code, _, err = command("convert", openai_folder, "other", "--names", "nowhere")
+    assert code == 2 and "nowhere: is no folder" in err and not Path("other").exists()
 
 
 def test_damaged_names_are_one_line(command, folder):

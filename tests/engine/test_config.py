@@ -75,6 +75,15 @@ def test_what_cannot_be_is_refused_by_name(kind, name, value):
         from_json(kind, GOOD[kind] | {name: value})
 
 
+def test_what_upsamplers_cannot_be_told_is_refused():
+    conditioner, labels = ConditionerConfig(width=8, depth=1), LabelConfig(5, 4, 2)
+    sizes = (0, 32, 3, 2, 24, 4)
+    PriorConfig(*sizes, conditioner=conditioner, labels=labels)
+    for told in ({"labels": LabelConfig(5, 4, 2, time_bins=8)}, {"labels": labels, "lyrics": LyricConfig(79, 4)}):
+        with pytest.raises(ValueError, match="a prior with a conditioner is told no time, and has no lyrics"):
+            PriorConfig(*sizes, conditioner=conditioner, **told)
+
+
 def test_lyrics_in_the_window_leave_room_for_codes():
     labels, lyrics = LabelConfig(5, 4, 2), LyricConfig(79, 24)
     with pytest.raises(ValueError, match="context_len 24 leaves no codes beside 24 lyrics"):

@@ -115,8 +115,11 @@ def test_what_is_not_told_is_unknown_and_as_long_as_the_result(jukebox):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"artist": "sum body"}, r"level 0 artist 'sum_body' is not one that the model knows; close to it: some_body"),
-        ({"genre": "slow tango"}, r"level 0 genre 'tango' is not one that the model knows; 0 stands for any"),
+        ({"artist": "sum body"}, r"level 0 artist 'sum body' is not one that the model knows; close to it: some_body"),
+        (
+            {"genre": "slow tango"},
+            r"level 0 genre 'slow tango' \(tango\) is not one that the model knows; 0 stands for any",
+        ),
         ({"artist": 7}, r"level 0 artist 7 does not exist: ids are 0 \(unknown\) to 6"),
         ({"artist": (0, 0, 99)}, r"level 2 artist 99 does not exist"),
         ({"artist": (0, 0)}, r"artist has 2 values, the model has 3 levels"),
@@ -145,7 +148,7 @@ def test_only_levels_that_are_sampled_are_told(jukebox):
 def test_a_name_needs_a_table(folder, jukebox, params):
     without = Jukebox.from_pretrained(folder, backend="eager")
     without.names = [None] * 3
-    with pytest.raises(ValueError, match=r"'some_body'.*holds no names, so give ids, or convert it with --names"):
+    with pytest.raises(ValueError, match=r"'Some Body'.*holds no names, so give ids, or convert it with --names"):
         without.sample(params)
     ids = (3, 3, 6) if jukebox.config.priors[2].lyric_len else 3
     genres = ((2, 4), (2, 4), 8 if jukebox.config.priors[2].lyric_len else (2, 4))

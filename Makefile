@@ -21,7 +21,7 @@ lint: .venv/dev
 sanitize:
 	@mkdir -p build
 	for sanitizer in address,undefined thread; do \
-		$(CXX) -std=c++17 -O1 -g -Wno-psabi -fsanitize=$$sanitizer -fno-sanitize-recover=all -pthread \
+		$(CXX) -std=c++17 -O1 -g -ffp-contract=off -Wno-psabi -fsanitize=$$sanitizer -fno-sanitize-recover=all -pthread \
 			tests/kernels/native_driver.cpp kernels/csrc/decode.cpp -o build/native_driver && build/native_driver || exit 1; \
 	done
 

@@ -2,8 +2,8 @@
 // in a window's prompt, many positions at a time.
 //
 // The weights of a step are read once, each thread its own contiguous panels, and threads meet as few times a layer as the
-// division of its work allows. All sums run in an order that depends on neither batch nor threads, so one seed gives one
-// result on one instruction set.
+// division of its work allows. All sums run in an order that depends on neither batch nor threads nor the width of the
+// registers, and are fused where the source says so (simd.inc): one seed gives one result, on every processor.
 
 #include "decode.h"
 
@@ -19,12 +19,14 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "threads.h"
 
 // TILE: rows of activations that one pass over a panel serves, as many as the registers hold.
-// ISA: the compiler's own macros do not follow the pragmas below, which are GCC's; Clang builds the portable set alone.
+// ISA: the compiler's own macros do not follow the pragmas below.
 #define ISA 0
 namespace portable {
 constexpr int TILE = 2;
@@ -37,12 +39,25 @@ constexpr int TILE = 2;
 #include "step.inc"
 }  // namespace portable
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__)
 #define FASTJUKEBOX_X86 1
 
-#pragma GCC push_options
+#define DO_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define BEGIN_TARGET(sets) DO_PRAGMA(clang attribute push(__attribute__((target(sets))), apply_to = function))
+#define END_TARGET DO_PRAGMA(clang attribute pop)
+#else
+#define BEGIN_TARGET(sets) DO_PRAGMA(GCC push_options) DO_PRAGMA(GCC target(sets))
+#define END_TARGET DO_PRAGMA(GCC pop_options)
+#endif
+#if !defined(__clang__) && __GNUC__ >= 10
+#define WHOLE_VECTORS ",prefer-vector-width=512"
+#else
+#define WHOLE_VECTORS
+#endif
+
 // Every CPU with AVX2 has F16C.
-#pragma GCC target("avx2,fma,f16c")
+BEGIN_TARGET("avx2,fma,f16c")
 namespace avx2 {
 constexpr int TILE = 3;
 #undef INLINE
@@ -56,13 +71,9 @@ constexpr int TILE = 3;
 #include "layer.inc"
 #include "step.inc"
 }  // namespace avx2
-#pragma GCC pop_options
+END_TARGET
 
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
-#if __GNUC__ >= 10
-#pragma GCC target("prefer-vector-width=512")
-#endif
+BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c" WHOLE_VECTORS)
 namespace avx512 {
 constexpr int TILE = 8;
 #undef INLINE
@@ -76,13 +87,9 @@ constexpr int TILE = 8;
 #include "layer.inc"
 #include "step.inc"
 }  // namespace avx512
-#pragma GCC pop_options
+END_TARGET
 
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
-#if __GNUC__ >= 10
-#pragma GCC target("prefer-vector-width=512")
-#endif
+BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c" WHOLE_VECTORS)
 namespace avx512_vnni {
 constexpr int TILE = 8;
 #undef INLINE
@@ -96,7 +103,7 @@ constexpr int TILE = 8;
 #include "layer.inc"
 #include "step.inc"
 }  // namespace avx512_vnni
-#pragma GCC pop_options
+END_TARGET
 #endif
 
 static int isa_limit = 3;

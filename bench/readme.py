@@ -1,10 +1,10 @@
-"""Tables of the README from the committed results.
+"""Tables of the README, and of bench/RESULTS.md, from the committed results.
 
     python bench readme [--check]
 
 What stands between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->` is replaced by the table of that name;
 `bench:NAME@GPU` takes it from the results of that GPU, `bench/results/GPU.json`. With `--check` nothing is written: the
-status is 1 if the README does not say what the results do.
+status is 1 if a file does not say what the results do.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def render(text: str, results: Path) -> str:
 
 def _table(marker: str, results: Path, line: int) -> str:
     name, _, device = marker.partition("@")
-    found = tables(results, device or "cpu")
+    found = tables(results, device or "cpu", short=True)
     if name not in found:
         raise ValueError(f"line {line}: no table {name!r}; there are {', '.join(found)}")
     return f"\n\n{markdown(found[name])}\n"
@@ -60,26 +60,32 @@ def _table(marker: str, results: Path, line: int) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--readme", type=Path, nargs="+", default=[ROOT / "README.md", ROOT / "bench" / "RESULTS.md"])
     parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
     options = parser.parse_args(arguments)
-    if not options.readme.is_file():
-        parser.error(f"no file {options.readme}")
+    for file in options.readme:
+        if not file.is_file():
+            parser.error(f"no file {file}")
     if not options.results.is_dir():
         parser.error(f"{options.results} is not a folder")
-    old = options.readme.read_text()
+    return max(update(file, options.results, options.check) for file in options.readme)
+
+
+def update(file: Path, results: Path, check: bool) -> int:
+    """Writes the tables of one file, or says that they are not current; the status of the command."""
+    old = file.read_text()
     try:
-        new = render(old, options.results)
+        new = render(old, results)
     except ValueError as error:
-        print(f"{options.readme.name}: {error}")
+        print(f"{file.name}: {error}")
         return 2
     if new == old:
         return 0
-    if options.check:
-        print(f"{options.readme.name} is not what the results say: run `python bench readme`")
+    if check:
+        print(f"{file.name} is not what the results say: run `python bench readme`")
         return 1
-    options.readme.write_text(new)
-    print(f"{options.readme.name} written")
+    file.write_text(new)
+    print(f"{file.name} written")
     return 0
 
 

@@ -22,11 +22,11 @@ _PEERS = {
 }
 
 
-def _size(record: Record) -> str:
+def size_of(record: Record) -> str:
     return re.sub(r"^(\d+)x(\d+)$", r"\1 x \2", str(record.get("size", f"{record.get('depth')}x{record.get('width')}")))
 
 
-def _shape(record: Record) -> tuple[Any, ...]:
+def shape_of(record: Record) -> tuple[Any, ...]:
     return tuple(record.get(key) or 0 for key in ("width", "depth", "batch", "threads"))
 
 
@@ -47,10 +47,10 @@ def peers(records: list[Record]) -> Table:
     differing = [
         key for key in ("context", "rows", "heads", "values", "dtype") if len({r.get(key) for r in records}) > 1
     ]
-    for r in sorted(records, key=_shape):
+    for r in sorted(records, key=shape_of):
         threads = f", {r['threads']} threads" if r.get("threads") else ""
         others = "".join(f", {key} {r[key]}" for key in differing if r.get(key) is not None)
-        size = f"{_size(r)}, batch {r['batch']}{threads}{others}"
+        size = f"{size_of(r)}, batch {r['batch']}{threads}{others}"
         mark = "~" if r.get("extrapolated") else ""
         if mark:
             windows.add(f"{r['window_steps']} of {-(-r['context'] // 2):,} steps")
@@ -60,7 +60,7 @@ def peers(records: list[Record]) -> Table:
             ratios = r.get(f"{name}_speedup"), r.get(f"{name}_over_growing-cache")
             over = ("1" if name == peer else cell(q, unit="x") for peer, q in zip(_PEERS, ratios, strict=False))
             rows.append((size, _PEERS.get(name, f"ours, {name}"), *times, *over))
-    said = [" and ".join(f"`{command}`" for command in commands(sorted(records, key=_shape)))]
+    said = [" and ".join(f"`{command}`" for command in commands(sorted(records, key=shape_of)))]
     said += [f"~: extrapolated from {steps}, in at most 5 rounds" for steps in sorted(windows)]
     header = ["layers x width", "decoder", "ms per step", "ms per window"]
     header += ["against `transformers`", "against the growing cache"]
@@ -69,8 +69,8 @@ def peers(records: list[Record]) -> Table:
 
 def decode(records: list[Record]) -> Table:
     groups: dict[tuple[Any, ...], dict[int, Record]] = {}
-    for record in sorted(records, key=lambda r: (_shape(r), str(r["decoder"]), r.get("values", ""), r["row"])):
-        group = _size(record), _decoder(record), _weights(record)
+    for record in sorted(records, key=lambda r: (shape_of(r), str(r["decoder"]), r.get("values", ""), r["row"])):
+        group = size_of(record), _decoder(record), _weights(record)
         groups.setdefault(group, {})[record["batch"]] = record
     batches = sorted({record["batch"] for record in records} | {1})
     rows = []
@@ -130,9 +130,9 @@ def table1(records: list[Record]) -> Table:
 
 def roofline(records: list[Record]) -> Table:
     rows = []
-    for r in sorted(records, key=lambda r: (_shape(r), r["row"])):
+    for r in sorted(records, key=lambda r: (shape_of(r), r["row"])):
         parts = [r["bytes"].get(part, 0) / 1e6 for part in PARTS] if r.get("bytes") else []
-        rows.append((_size(r), _decoder(r), _weights(r), str(r["batch"]), f"{r['bytes_per_step'] / 1e6:.1f}"))
+        rows.append((size_of(r), _decoder(r), _weights(r), str(r["batch"]), f"{r['bytes_per_step'] / 1e6:.1f}"))
         rows[-1] += (" / ".join(f"{part:.2f}" for part in parts) or NONE,)
         rows[-1] += tuple(cell(r.get(key)) for key in ("read_gb_per_s", "copy_gb_per_s", "floor_us", "us_per_step"))
         rows[-1] += (cell(r["percent"], "{:.0f}".format, " %"),)

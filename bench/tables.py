@@ -2,7 +2,7 @@
 
 A table shows the newest record of each row, all of one device and number of threads: those of the newest record. One
 with `--quick` takes no other's place. Figures of a GPU whose tests have not passed with the same sources are left out,
-and the note says so. `table_rows.py`, `kernel_rows.py` and `quality_rows.py` have the columns.
+and the note says so. The columns are in the files called `*_rows.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from . import kernel_rows, quality_rows, table_rows
+from . import kernel_rows, quality_rows, short_rows, table_rows
 from .cells import Record, Table, listed
 from .harness import QUICK_ROUNDS, read
 from .identity import identity, threads
@@ -37,6 +37,8 @@ BUILD: dict[str, tuple[str, Callable[[list[Record]], Table]]] = {
     "ops": ("ops-cpu", kernel_rows.ops),
     "exchanges": ("exchanges-cpu", kernel_rows.exchanges),
 }
+# Those that only the README has.
+SHORT = {"table1-short": ("table1-cpu", short_rows.table1), "peers-short": ("peers", short_rows.peers)}
 
 
 def age(record: Record) -> tuple[str, str]:
@@ -105,14 +107,14 @@ def _made(records: list[Record]) -> str:
     return ", ".join("1 thread" if text == "1 threads" else text for text in said)
 
 
-def tables(results: Path, device: str = "cpu") -> dict[str, Table]:
-    """Every table by its name.
+def tables(results: Path, device: str = "cpu", short: bool = False) -> dict[str, Table]:
+    """Every table by its name; with `short`, also those in short.
 
     results: the folder of result files. device: "cpu", or the name (without its ending) of the file that holds all
     records of a GPU.
     """
     found = {}
-    for name, (file, build) in BUILD.items():
+    for name, (file, build) in (BUILD | SHORT if short else BUILD).items():
         stem = file if device == "cpu" else device
         records = [r for ending in ("jsonl", "json") for r in read(results / f"{stem}.{ending}")]
         bench = file.removesuffix("-cpu")

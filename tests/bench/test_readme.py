@@ -1,4 +1,4 @@
-"""The README's tables are those of the committed results."""
+"""The tables of the README and of RESULTS.md are those of the committed results."""
 
 import json
 
@@ -21,8 +21,36 @@ def results(tmp_path):
 
 def test_readme_is_current(capsys):
     assert readme.main(["--check"]) == 0, capsys.readouterr().out
-    text = (harness.ROOT / "README.md").read_text()
-    assert all(f"<!-- bench:{name} -->" in text for name in ("peers", "decode", "int8", "table1"))
+    shown = {"README.md": ("table1-short", "peers-short"), "bench/RESULTS.md": ("peers", "decode", "int8", "table1")}
+    for name, tables_there in shown.items():
+        text = (harness.ROOT / name).read_text()
+        assert all(f"<!-- bench:{table} -->" in text for table in tables_there)
+
+
+def test_short_tables_have_the_figures_of_the_whole_ones():
+    found = tables(harness.ROOT / "bench" / "results", short=True)
+    for row in found["peers-short"].rows:
+        whole = {cells[1]: cells for cells in found["peers"].rows if cells[0].startswith(f"{row[0]}, ")}
+        names = ("`transformers`", "plain PyTorch, growing cache", "ours, native", "ours, native, int8 weights")
+        assert row[1:5] == tuple(whole[name][2].split()[0] for name in names)
+        assert row[5:] == tuple(whole[name][4].split()[0] for name in names[2:])
+    for row in found["table1-short"].rows:
+        (whole,) = (
+            cells
+            for cells in found["table1"].rows
+            if cells[:2] == (row[0].replace(" layers", ""), "60 s") and cells[2].split()[0] == row[1]
+        )
+        assert row[2] == whole[3] and row[3] == whole[-1].split(" (")[0] and row[4] == whole[4].split()[0] + "x"
+
+
+def test_several_files(results, tmp_path, capsys):
+    files = [tmp_path / "A.md", tmp_path / "B.md"]
+    for file in files:
+        file.write_text(f"{START}\n{END}\n")
+    words = ["--readme", *map(str, files), "--results", str(results)]
+    assert readme.main([*words, "--check"]) == 1 and capsys.readouterr().out.count("\n") == 2
+    assert readme.main(words) == 0 and readme.main([*words, "--check"]) == 0
+    assert files[0].read_text() == files[1].read_text() != f"{START}\n{END}\n"
 
 
 def test_what_stands_between_markers_is_replaced_and_nothing_else(results):

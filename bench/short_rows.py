@@ -1,0 +1,33 @@
+"""The tables of speed in short, for the README: medians of what `table_rows.py` shows whole in RESULTS.md."""
+
+from __future__ import annotations
+
+from .cells import NONE, Record, Table, middle, table_of
+from .table_rows import shape_of, size_of
+
+
+def table1(records: list[Record]) -> Table:
+    """The rows of the longest request alone."""
+    longest = max((r["audio_seconds"] for r in records), default=0.0)
+    rows = []
+    for r in sorted(records, key=lambda r: (r["sizes"], r["backend"], -r["depth"])):
+        if r["audio_seconds"] != longest:
+            continue
+        speed_up = ("1", "1") if r["depth"] == 72 else (f"{middle(r['speed_up'])}x", f"{r['paper_speed_up']:.1f}x")
+        seconds = f"{middle(r.get('extrapolated_60_s'))} s" if r.get("extrapolated_60_s") else NONE
+        rows.append((f"{r['depth']} layers, {r['backend']}", *speed_up, seconds, f"{middle(r['real_time'])}x"))
+    header = ["decoder", "speed-up", "the paper's, on a P100", "60 s of audio take", "of real time"]
+    note = "A whole request at demo size, from prompts to the file; `python bench table1 --full`"
+    return table_of("table1-short", "Table 1 of the paper, end to end", header, rows, note)
+
+
+def peers(records: list[Record]) -> Table:
+    rows = []
+    ours = ("native", "native-int8")
+    for r in sorted(records, key=shape_of):
+        times = [middle(r.get(f"{name}_ms")) for name in ("transformers", "growing-cache", *ours)]
+        ratios = [f"{middle(ratio)}x" if (ratio := r.get(f"{name}_speedup")) else NONE for name in ours]
+        rows.append((f"{size_of(r)}, batch {r['batch']}", *times, *ratios))
+    header = ["layers x width", "`transformers`", "growing cache", "ours, native", "with int8 weights"]
+    header += ["against `transformers`", "with int8 weights"]
+    return table_of("peers-short", "Milliseconds per step, beside peers", header, rows, "`python bench peers`")

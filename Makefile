@@ -7,7 +7,7 @@ SETUP := pyproject.toml setup.py $(wildcard kernels/csrc/*)
 .PHONY: sample test lint sanitize bench report gpu demo-stack clean
 
 sample: .venv/engine
-	$(BIN)/fastjukebox sample sample.wav --seconds 4 --seed 7 --top-p 0.9,0.8,0.98 --backend auto-int8 --overwrite
+	$(BIN)/fastjukebox sample sample.wav --seconds 4 --seed 11 --top-p 0.9,0.8,0.98 --backend auto-int8 --overwrite
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n auto

@@ -61,7 +61,10 @@ def stored_size(case: Case) -> int:
 
 def step_parts(case: Case, config: PriorConfig, conditioned: bool, pos: int) -> dict[str, int]:
     """The fewest bytes that a step of all items moves at position `pos`, by part; see `step_bytes`."""
-    return bytes_by_part(config, case.batch, pos, conditioned, stored_size(case), DTYPES[case.dtype].itemsize)
+    other = DTYPES[case.dtype].itemsize
+    # The native decoder keeps FP16 keys and values beside int8 weights.
+    cached = 2 if case.decoder == "native-int8" else other
+    return bytes_by_part(config, case.batch, pos, conditioned, stored_size(case), cached, other)
 
 
 def bytes_per_step(case: Case, config: PriorConfig, conditioned: bool, pos: int) -> int:

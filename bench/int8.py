@@ -4,7 +4,7 @@
 
 Windows of songs that no stack was trained on (other seeds of distill/corpus.py) are encoded by the model's own VQ-VAE.
 Both networks run in PyTorch on the CPU. The int8 network is the FP32 one with every projection and the head rounded as
-the int8 decoders store them, and the inputs of their products as the native one rounds them.
+the int8 decoders store them, and the inputs of their products, keys and values as the native one rounds them.
 """
 
 from __future__ import annotations
@@ -45,13 +45,19 @@ def rounded(weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def rounded_layers(prior: Prior) -> Prior:
-    """A copy with every projection and its inputs rounded; embeddings and biases stay."""
+    """A copy with every projection, its inputs, keys and values rounded; embeddings and biases stay."""
+
+    def cached(qkv: Tensor) -> Tensor:
+        query, keys_and_values = qkv.split((qkv.shape[-1] // 3, qkv.shape[-1] // 3 * 2), -1)
+        return torch.cat((query, keys_and_values.half().float()), -1)
+
     prior = copy.deepcopy(prior)
     for layer in prior.layers:
         assert isinstance(layer, TransformerLayer)
         for projection in (layer.qkv, layer.proj, layer.up, layer.down):
             projection.weight.copy_(rounded(projection.weight))
             projection.register_forward_pre_hook(lambda module, given: (round_inputs(given[0]),))
+        layer.qkv.register_forward_hook(lambda *call: cached(call[2]))
     return prior
 
 

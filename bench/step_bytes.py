@@ -15,12 +15,13 @@ PARTS = ("projections", "head", "vectors", "keys_values", "embedding")
 
 
 def bytes_by_part(
-    config: PriorConfig, batch: int, pos: int, conditioned: bool, weight_size: int, other_size: int
+    config: PriorConfig, batch: int, pos: int, conditioned: bool, weight_size: int, cached_size: int, other_size: int
 ) -> dict[str, int]:
     """Bytes of a step of `batch` items at position `pos`.
 
     weight_size: bytes of one stored weight of the projections and the head; with 1, int8, there is an FP32 scale per
-        output. other_size: of whatever else is stored: vectors, keys and values, embeddings and conditions.
+        output. cached_size: of a number of the keys and values. other_size: of whatever else is stored: vectors,
+        embeddings and conditions.
 
     projections: the four matrices of every layer. head: the token embedding as the last matrix. vectors: biases, scale
     and shift of the norms, scales of int8 weights. keys_values: those of all items and layers. embedding: per item a
@@ -40,6 +41,6 @@ def bytes_by_part(
         "projections": (width * projected + config.depth * width * (attn_width + 2 * hidden)) * weight_size,
         "head": config.codebook_size * width * weight_size,
         "vectors": (outputs + config.depth * 4 * width) * other_size + scales,
-        "keys_values": batch * 2 * moved * attn_width * other_size,
+        "keys_values": batch * 2 * moved * attn_width * cached_size,
         "embedding": batch * (4 if conditioned else 2) * width * other_size,
     }

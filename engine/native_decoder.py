@@ -118,6 +118,8 @@ class NativeDecoder:
             )
         config = prior.config
         self.prior = prior
+        # Beside rounded weights, rounded keys and values are a small part of the error, and half of what is read.
+        self.cached = torch.float16 if int8 else torch.float32
         self.cache = self._new_cache(batch)
         self.team = TeamSize(torch.get_num_threads())
         # Of a prompt, as many as a call takes in.
@@ -140,13 +142,16 @@ class NativeDecoder:
             row_len=config.row_len,
             res_scale=config.res_scale,
             cond_again=not config.separate_head,
+            cached=self.cached,
         )
         self.conditioner = _conditioner(prior)
 
     def _new_cache(self, batch: int) -> list[native.LayerCache]:
-        config = self.prior.config
+        config, memory = self.prior.config, native.LargePages()
         return [
-            native.LayerCache(batch, config.heads, num_slots(pattern, config), config.head_dim)
+            native.LayerCache(
+                memory, batch, config.heads, num_slots(pattern, config), config.head_dim, dtype=self.cached
+            )
             for pattern in config.layer_patterns
         ]
 

@@ -11,6 +11,7 @@ in an instruction, and exactly.
 from __future__ import annotations
 
 import copy
+import math
 import mmap
 from collections.abc import Sequence
 from ctypes import byref
@@ -48,34 +49,41 @@ def holds_fp16(weight: Tensor) -> bool:
     return bool(half.isfinite().all()) and torch.equal(half.float(), weight)
 
 
-class PackedWeights:
-    """A prior's weights as the native decoder reads them, one after another in large pages: a step runs through all of
-    them in that order. The memory lives as long as this object."""
+class LargePages:
+    """Memory of zeros, one piece after another in large pages. It lives as long as this object or a piece of it."""
 
     CHUNK = 1 << 26
     ALIGNMENT = 64
 
-    def __init__(self, int8: bool = False) -> None:
-        self.int8 = int8
+    def __init__(self) -> None:
         self.nbytes = 0
         self._chunks: list[Tensor] = []
         self._used = 0
 
-    def pointer(self, tensor: Tensor) -> int:
-        """The address of a copy of `tensor`, in its own dtype."""
-        values = tensor.detach()
-        size = values.numel() * values.element_size()
+    def take(self, dtype: torch.dtype, *shape: int) -> Tensor:
+        size = math.prod(shape) * dtype.itemsize
         if not self._chunks or self._used + size > len(self._chunks[-1]):
             memory = mmap.mmap(-1, max(self.CHUNK, size))
             if hasattr(mmap, "MADV_HUGEPAGE"):
                 memory.madvise(mmap.MADV_HUGEPAGE)
             self._chunks.append(torch.frombuffer(memory, dtype=torch.uint8))
             self._used = 0
-        room = self._chunks[-1][self._used : self._used + size]
-        room.view(values.dtype).view(values.shape).copy_(values)
+        piece = self._chunks[-1][self._used : self._used + size]
         self._used += -(-size // self.ALIGNMENT) * self.ALIGNMENT
         self.nbytes += size
-        return room.data_ptr()
+        return piece.view(dtype).view(shape)
+
+
+class PackedWeights(LargePages):
+    """A prior's weights as the native decoder reads them: a step runs through all of them in that order."""
+
+    def __init__(self, int8: bool = False) -> None:
+        super().__init__()
+        self.int8 = int8
+
+    def pointer(self, tensor: Tensor) -> int:
+        """The address of a copy of `tensor`, in its own dtype."""
+        return self.take(tensor.dtype, *tensor.shape).copy_(tensor.detach()).data_ptr()
 
     def vectors(self, tensor: Tensor) -> int:
         """The address of a copy of `tensor` in FP32."""
@@ -118,9 +126,10 @@ class NativeModel:
         row_len: int,
         res_scale: float,
         cond_again: bool = True,
+        cached: torch.dtype = torch.float32,
     ) -> None:
         """token_embedding: of codes and of whatever else a prompt may hold, codes first; cond_again: whether the frame
-        condition is added once more before the head."""
+        condition is added once more before the head; cached: of the layers' caches."""
         self._weights = weights
         self._layers = (Layer * len(layers))(*layers)
         self._model = Model(
@@ -133,6 +142,7 @@ class NativeModel:
             context_len=pos_embedding.shape[0],
             row_len=row_len,
             cond_again=cond_again,
+            cached=STORED[cached],
             res_scale=res_scale,
             token_embedding=weights.vectors(token_embedding),
             pos_embedding=weights.vectors(pos_embedding),
@@ -216,17 +226,17 @@ class NativeModel:
 
 
 class LayerCache:
-    """Keys [B, H, blocks, D, 16] and values [B, H, slots, D] of a layer, FP32.
+    """Keys [B, H, blocks, D, 16] and values [B, H, slots, D] of a layer, FP32 or FP16.
 
     Keys lie in blocks of 16 slots, the same value of 16 keys side by side, so that a vector holds 16 keys' scores.
     """
 
-    def __init__(self, batch: int, heads: int, slots: int, head_dim: int) -> None:
+    def __init__(
+        self, memory: LargePages, batch: int, heads: int, slots: int, head_dim: int, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.slots = slots
-        # Whatever PyTorch's defaults are at the moment: C++ writes here.
-        memory = {"dtype": torch.float32, "device": "cpu"}
-        self.keys = torch.zeros(batch, heads, -(-slots // KEY_BLOCK), head_dim, KEY_BLOCK, **memory)
-        self.values = torch.zeros(batch, heads, slots, head_dim, **memory)
+        self.keys = memory.take(dtype, batch, heads, -(-slots // KEY_BLOCK), head_dim, KEY_BLOCK)
+        self.values = memory.take(dtype, batch, heads, slots, head_dim)
 
     @property
     def nbytes(self) -> int:
@@ -234,7 +244,8 @@ class LayerCache:
 
     def fill(self, kv: Tensor) -> None:
         """Take keys and values [2, 1, slots, H, D], the same for all items."""
-        keys, values = kv.transpose(2, 3)
+        most = torch.finfo(self.keys.dtype).max
+        keys, values = kv.transpose(2, 3).clamp(-most, most)
         self.values.copy_(values)
         blocks = torch.nn.functional.pad(keys, (0, 0, 0, -self.slots % KEY_BLOCK)).unflatten(2, (-1, KEY_BLOCK))
         self.keys.copy_(blocks.transpose(3, 4))

@@ -51,6 +51,7 @@ class Model(Structure):
                 "context_len",
                 "row_len",
                 "cond_again",
+                "cached",
             )
         ),
         ("res_scale", c_float),

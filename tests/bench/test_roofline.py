@@ -40,7 +40,7 @@ def test_weights_by_part_are_the_bytes_of_the_priors_tensors(config, dtype, int8
     head = pack_weight(prior.token_embedding.T, int8)
     vectors = sum(p.nbytes for name, p in stored.items() if name.endswith("bias") or ".ln_" in name)
     scales = sum(m.scale.nbytes for m in (*matrices, head) if m.scale is not None)
-    parts = bytes_by_part(config, 1, 0, True, 1 if int8 else dtype.itemsize, dtype.itemsize)
+    parts = bytes_by_part(config, 1, 0, True, 1 if int8 else dtype.itemsize, dtype.itemsize, dtype.itemsize)
     assert tuple(parts) == PARTS
     assert parts["projections"] == sum(m.weight.nbytes for m in matrices)
     assert parts["head"] == head.weight.nbytes
@@ -57,12 +57,16 @@ def test_weights_add_up_to_what_the_native_decoder_packs(width, depth, values, i
     prior = Prior(config).requires_grad_(False)
     for parameter in prior.parameters():
         parameter.copy_(parameter.to(decode.DTYPES[values]))
-    packed = NativeDecoder(prior, 1, int8).model._weights.nbytes
+    decoder = NativeDecoder(prior, 1, int8)
+    packed = decoder.model._weights.nbytes
     tables = prior.token_embedding.nbytes + prior.pos_embedding.nbytes + prior.start_token.nbytes
     case = decode.Case("native-int8" if int8 else "native", "", "fp32", 1, values="" if int8 else values)
     parts = decode.step_parts(case, config, False, 0)
     assert parts["projections"] + parts["head"] + parts["vectors"] == packed - tables
     assert sum(parts.values()) == decode.bytes_per_step(case, config, False, 0)
+    # At position 0 each layer but those of the previous row sees its own alone, and writes it.
+    seen = sum(1 + (pattern is not Pattern.PREVIOUS_ROW) for pattern in config.layer_patterns)
+    assert parts["keys_values"] == 2 * seen * config.attn_width * decoder.cache[0].keys.element_size()
 
 
 @pytest.mark.parametrize("pos", [0, 5, 10, 34, 59])
@@ -73,7 +77,7 @@ def test_keys_and_values_are_those_that_the_patterns_let_a_position_see(pos):
     # Lyrics, and codes up to a whole number of rows.
     reach = 2 * ODD.num_rows
     seen = sum(int(mask(p, config.context_len, config.row_len, reach)[pos].sum()) for p in config.layer_patterns)
-    parts = bytes_by_part(config, 3, pos, False, 2, 2)
+    parts = bytes_by_part(config, 3, pos, False, 4, 2, 4)
     # Those that are read, and the position's own, which are written; keys and values, of 2 bytes.
     assert parts["keys_values"] == 3 * 2 * 2 * config.attn_width * (seen + config.depth - (pos >= reach))
 
@@ -83,7 +87,7 @@ def test_a_layer_that_attends_to_an_encoder_projects_queries_alone():
     sung = {"labels": LabelConfig(3, 3, 1), "lyrics": LyricConfig(9, 6, encoder)}
     config = dataclasses.replace(ODD, depth=1, pattern_cycle=(Pattern.CROSS,), **sung)
     prior = Prior(config)
-    parts = bytes_by_part(config, 1, 7, False, 4, 4)
+    parts = bytes_by_part(config, 1, 7, False, 4, 4, 4)
     layer = sum(p.numel() for name, p in prior.layers.named_parameters() if "lyric_kv" not in name)
     assert parts["projections"] + parts["vectors"] == 4 * layer
     # All of the lyrics are read, nothing is written.

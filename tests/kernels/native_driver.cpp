@@ -1,5 +1,5 @@
 // Runs the native decoder on small random models, for the sanitizers (`make sanitize`): every pattern, ragged sizes,
-// one and several threads, FP32, FP16 and int8, on every instruction set of this machine. Fails if the number of threads,
+// one and several threads, FP32, FP16 and int8, keys and values in FP32 and FP16, on every instruction set of this machine. Fails if the number of threads,
 // the batch, a prompt or the instruction set changes a code, or if the codes with weights stored as FP16 are not those with the
 // same weights in FP32. Prints a digest of all codes and conditions last: that of any other processor.
 
@@ -33,6 +33,7 @@ struct Sizes {
   int depth, width, attn_width, heads, mlp_width, codebook_size, num_rows, row_len;
   int stored;
   bool fp16_values;
+  int cached;
 };
 
 class RandomModel {
@@ -54,16 +55,15 @@ class RandomModel {
       for (auto **cache : {&layer.keys, &layer.values}) {
         const int slots = cache == &layer.keys ? (layer.slots + 15) / 16 * 16 : layer.slots;
         const size_t lane = size_t(slots) * sizes.attn_width;
-        caches_.emplace_back(batch * lane, NAN);
-        *cache = caches_.back().data();
-        if (layer.pattern != CROSS) continue;
-        const float *given = floats(lane);
-        for (int item = 0; item < batch; ++item) std::copy_n(given, lane, *cache + item * lane);
+        std::vector<float> given(lane, NAN);
+        if (layer.pattern == CROSS)
+          for (auto &value : given) value = random_float(random_, 0.05f, 0.9f);
+        *cache = sizes.cached == FP16 ? static_cast<void *>(repeated(halves_, as_halves(given), batch)) : repeated(floats_, given, batch);
       }
       layers_.push_back(layer);
     }
     model = {sizes.depth,         sizes.width, sizes.attn_width, sizes.heads, sizes.mlp_width,
-             sizes.codebook_size, context_len, sizes.row_len, sizes.heads != 3, 0.5f,        floats(size_t(sizes.codebook_size) * sizes.width),
+             sizes.codebook_size, context_len, sizes.row_len, sizes.heads != 3, sizes.cached, 0.5f,        floats(size_t(sizes.codebook_size) * sizes.width),
              floats(size_t(context_len) * sizes.width),          floats(sizes.width),
              matrix(sizes.width, sizes.codebook_size, false, sizes.stored),     layers_.data()};
   }
@@ -71,6 +71,23 @@ class RandomModel {
   Model model;
 
  private:
+  // Their upper bits, or NaN, as IEEE half precision.
+  static std::vector<uint16_t> as_halves(const std::vector<float> &values) {
+    std::vector<uint16_t> halves;
+    for (const float value : values) {
+      const int size = int(std::ldexp(std::abs(value), 10));
+      halves.push_back(std::isnan(value) ? 0x7e00 : uint16_t((value < 0) << 15 | (size < 1024 ? 14 << 10 | (size * 2 & 1023) : 0x3c00)));
+    }
+    return halves;
+  }
+
+  template <typename Value>
+  static Value *repeated(std::vector<std::vector<Value>> &kept, const std::vector<Value> &one, int times) {
+    kept.emplace_back();
+    for (int i = 0; i < times; ++i) kept.back().insert(kept.back().end(), one.begin(), one.end());
+    return kept.back().data();
+  }
+
   const float *floats(size_t count) {
     std::vector<float> values(count);
     for (auto &value : values) value = random_float(random_, 0.05f, 0.9f);
@@ -110,7 +127,7 @@ class RandomModel {
   }
 
   std::mt19937 random_;
-  std::vector<std::vector<float>> floats_, caches_;
+  std::vector<std::vector<float>> floats_;
   std::vector<std::vector<int8_t>> bytes_;
   std::vector<std::vector<uint16_t>> halves_;
   bool fp16_values_;
@@ -237,12 +254,12 @@ int main(int count, char **) {
   const bool all = count == 1;
   if (!conditions()) return 1;
   const Sizes cases[] = {
-      {6, 32, 16, 1, 32, 64, 4, 8, FP32, false},
-      {7, 37, 15, 3, 41, 77, 6, 7, FP16, true},
-      {6, 33, 10, 2, 70, 33, 4, 17, INT8, false},
+      {6, 32, 16, 1, 32, 64, 4, 8, FP32, false, FP32},
+      {7, 37, 15, 3, 41, 77, 6, 7, FP16, true, FP32},
+      {6, 33, 10, 2, 70, 33, 4, 17, INT8, false, FP16},
       // Heads of whole panels, rows long enough to share: threads divide heads, and rows of a prompt.
-      {6, 48, 64, 2, 64, 50, 4, 33, FP16, true},
-      {6, 40, 64, 4, 64, 50, 3, 40, INT8, false},
+      {6, 48, 64, 2, 64, 50, 4, 33, FP16, true, FP16},
+      {6, 40, 64, 4, 64, 50, 3, 40, INT8, false, FP16},
   };
   const struct {
     int top_k;

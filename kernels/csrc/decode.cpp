@@ -30,13 +30,7 @@
 #define ISA 0
 namespace portable {
 constexpr int TILE = 2;
-#include "simd.inc"
-#include "ops.inc"
-#include "sampling.inc"
-#include "team.inc"
-#include "condition.inc"
-#include "layer.inc"
-#include "step.inc"
+#include "every.inc"
 }  // namespace portable
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -63,13 +57,7 @@ constexpr int TILE = 3;
 #undef INLINE
 #undef ISA
 #define ISA 1
-#include "simd.inc"
-#include "ops.inc"
-#include "sampling.inc"
-#include "team.inc"
-#include "condition.inc"
-#include "layer.inc"
-#include "step.inc"
+#include "every.inc"
 }  // namespace avx2
 END_TARGET
 
@@ -79,13 +67,7 @@ constexpr int TILE = 8;
 #undef INLINE
 #undef ISA
 #define ISA 2
-#include "simd.inc"
-#include "ops.inc"
-#include "sampling.inc"
-#include "team.inc"
-#include "condition.inc"
-#include "layer.inc"
-#include "step.inc"
+#include "every.inc"
 }  // namespace avx512
 END_TARGET
 
@@ -95,13 +77,7 @@ constexpr int TILE = 8;
 #undef INLINE
 #undef ISA
 #define ISA 3
-#include "simd.inc"
-#include "ops.inc"
-#include "sampling.inc"
-#include "team.inc"
-#include "condition.inc"
-#include "layer.inc"
-#include "step.inc"
+#include "every.inc"
 }  // namespace avx512_vnni
 END_TARGET
 #endif

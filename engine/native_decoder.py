@@ -101,9 +101,10 @@ DTYPES = (torch.float32, torch.float16)
 
 class NativeDecoder:
     """FP32 arithmetic on weights stored as FP32, or as FP16 where that loses nothing; or int8 weights, whose products
-    with inputs of 15 bits are summed exactly (kernels/packing.py).
+    with inputs of 15 bits are summed exactly (kernels/packing.py), beside keys and values in FP16.
 
-    An item's codes depend neither on the batch nor on the number of threads; nor on what of them was a prompt.
+    An item's codes depend neither on the batch nor on the number of threads; nor on what of them was a prompt, nor on
+    the processor.
     """
 
     # A call into C++ cannot be interrupted: it is kept to about this long.

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from .cells import NONE, Record, Table, middle, table_of
-from .table_rows import shape_of, size_of
+from .table_rows import peers_commands, shape_of, size_of, table1_commands
 
 
 def table1(records: list[Record]) -> Table:
     """The rows of the longest request alone."""
     longest = max((r["audio_seconds"] for r in records), default=0.0)
+    records = [r for r in records if r["audio_seconds"] == longest]
     rows = []
     for r in sorted(records, key=lambda r: (r["sizes"], r["backend"], -r["depth"])):
-        if r["audio_seconds"] != longest:
-            continue
         speed_up = ("1", "1") if r["depth"] == 72 else (f"{middle(r['speed_up'])}x", f"{r['paper_speed_up']:.1f}x")
         seconds = f"{middle(r.get('extrapolated_60_s'))} s" if r.get("extrapolated_60_s") else NONE
         rows.append((f"{r['depth']} layers, {r['backend']}", *speed_up, seconds, f"{middle(r['real_time'])}x"))
     header = ["decoder", "speed-up", "the paper's, on a P100", "60 s of audio take", "of real time"]
-    note = "A whole request at demo size, from prompts to the file; `python bench table1 --full`"
+    note = f"{table1_commands(records)}: a whole request, from prompts to the file"
     return table_of("table1-short", "Table 1 of the paper, end to end", header, rows, note)
 
 
@@ -30,4 +29,4 @@ def peers(records: list[Record]) -> Table:
         rows.append((f"{size_of(r)}, batch {r['batch']}", *times, *ratios))
     header = ["layers x width", "`transformers`", "growing cache", "ours, native", "with int8 weights"]
     header += ["against `transformers`", "with int8 weights"]
-    return table_of("peers-short", "Milliseconds per step, beside peers", header, rows, "`python bench peers`")
+    return table_of("peers-short", "Milliseconds per step, beside peers", header, rows, peers_commands(records))

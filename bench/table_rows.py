@@ -41,6 +41,10 @@ def _decoder(record: Record) -> str:
     return record["decoder"].removesuffix("-int8") + steps
 
 
+def peers_commands(records: list[Record]) -> str:
+    return " and ".join(f"`{command}`" for command in commands(sorted(records, key=shape_of)))
+
+
 def peers(records: list[Record]) -> Table:
     rows, windows = [], set()
     # What is not the same in all rows is said in each.
@@ -60,7 +64,7 @@ def peers(records: list[Record]) -> Table:
             ratios = r.get(f"{name}_speedup"), r.get(f"{name}_over_growing-cache")
             over = ("1" if name == peer else cell(q, unit="x") for peer, q in zip(_PEERS, ratios, strict=False))
             rows.append((size, _PEERS.get(name, f"ours, {name}"), *times, *over))
-    said = [" and ".join(f"`{command}`" for command in commands(sorted(records, key=shape_of)))]
+    said = [peers_commands(records)]
     said += [f"~: extrapolated from {steps}, in at most 5 rounds" for steps in sorted(windows)]
     header = ["layers x width", "decoder", "ms per step", "ms per window"]
     header += ["against `transformers`", "against the growing cache"]
@@ -97,9 +101,20 @@ def int8(records: list[Record]) -> Table:
     return table_of("int8", "What int8 weights cost", header, rows, "`python bench int8`")
 
 
+def table1_commands(records: list[Record]) -> str:
+    requests = dict[tuple[Any, ...], list[Record]]()
+    for r in sorted(records, key=lambda r: (r["sizes"], r["audio_seconds"])):
+        requests.setdefault((r["sizes"], r["audio_seconds"], r.get("rounds")), []).append(r)
+    said = []
+    for (sizes, seconds, rounds), found in requests.items():
+        options = f"--sizes {sizes} --audio-seconds {seconds:g}" + (f" --rounds {rounds}" if rounds else "")
+        said.append(f"`python bench table1 {options} --backends {' '.join(listed(found, 'backend'))}`")
+    return " and ".join(said)
+
+
 def table1(records: list[Record]) -> Table:
     several = len({r["sizes"] for r in records}) > 1
-    rows, requests = [], dict[tuple[Any, ...], list[Record]]()
+    rows = []
     for r in sorted(records, key=lambda r: (r["sizes"], r["audio_seconds"], r["backend"], -r["depth"])):
         system = f"{r['depth']}, {r['backend']}" + (f", {r['sizes']}" if several else "")
         speed_up = (cell(r["speed_up"], unit="x"), f"{r['paper_speed_up']:.1f}x") if r["depth"] != 72 else ("1", "1")
@@ -112,16 +127,9 @@ def table1(records: list[Record]) -> Table:
         rows.append((system, f"{r['audio_seconds']:g} s", *speed_up, cell(r["real_time"]), request))
         rows[-1] += (cell(r.get("us_per_step")), *(NONE if part is None else f"{part:.2f} s" for part in parts))
         rows[-1] += (memory, sampled, cell(r.get("extrapolated_60_s"), unit=" s"))
-        requests.setdefault((r["sizes"], r["audio_seconds"], r.get("rounds")), []).append(r)
-    said = []
-    for (sizes, seconds, rounds), found in requests.items():
-        options = f"--sizes {sizes} --audio-seconds {seconds:g}" + (f" --rounds {rounds}" if rounds else "")
-        said.append(f"`python bench table1 {options} --backends {' '.join(listed(found, 'backend'))}`")
-    note = (
-        f"{' and '.join(said)}: a whole request with random weights; speed-ups within rounds. Decoding and other parts "
-    )
-    note += "are the time of all threads together and may add up to more than the request's. What 60 s would take is "
-    note += "extrapolated from the windows that were sampled. The paper has 60 s on a P100"
+    note = f"{table1_commands(records)}: a whole request with random weights; speed-ups within rounds. Decoding and "
+    note += "other parts are the time of all threads together and may add up to more than the request's. "
+    note += "What 60 s would take is extrapolated from the windows that were sampled. The paper has 60 s on a P100"
     header = ["layers, decoder", "audio", "speed-up", "the paper's", "of real time", "us per step, all in all"]
     header += ["us of decoding per step", "decoding", "prompts", "conditions", "VQ-VAE", "file", "peak MB"]
     header += ["windows of 60 s", "60 s would take"]

@@ -120,8 +120,7 @@ class NativeDecoder:
         config = prior.config
         self.prior = prior
         # Beside rounded weights, rounded keys and values are a small part of the error, and half of what is read.
-        self.cached = torch.float16 if int8 else torch.float32
-        self.cache = self._new_cache(batch)
+        self.cache = self._new_cache(batch, torch.float16 if int8 else torch.float32)
         self.team = TeamSize(torch.get_num_threads())
         # Of a prompt, as many as a call takes in.
         self.prompt_positions = min(config.row_len, self.FEWEST_POSITIONS)
@@ -143,22 +142,19 @@ class NativeDecoder:
             row_len=config.row_len,
             res_scale=config.res_scale,
             cond_again=not config.separate_head,
-            cached=self.cached,
         )
         self.conditioner = _conditioner(prior)
 
-    def _new_cache(self, batch: int) -> list[native.LayerCache]:
+    def _new_cache(self, batch: int, dtype: torch.dtype) -> list[native.LayerCache]:
         config, memory = self.prior.config, native.LargePages()
         return [
-            native.LayerCache(
-                memory, batch, config.heads, num_slots(pattern, config), config.head_dim, dtype=self.cached
-            )
+            native.LayerCache(memory, batch, config.heads, num_slots(pattern, config), config.head_dim, dtype)
             for pattern in config.layer_patterns
         ]
 
     def twin(self, threads: int) -> NativeDecoder:
         other = copy.copy(self)
-        other.cache = self._new_cache(len(self.cache[0].keys))
+        other.cache = self._new_cache(len(self.cache[0].keys), self.cache[0].keys.dtype)
         other.model = self.model.with_cache(other.cache)
         other.team = TeamSize(threads)
         return other

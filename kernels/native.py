@@ -126,10 +126,9 @@ class NativeModel:
         row_len: int,
         res_scale: float,
         cond_again: bool = True,
-        cached: torch.dtype = torch.float32,
     ) -> None:
         """token_embedding: of codes and of whatever else a prompt may hold, codes first; cond_again: whether the frame
-        condition is added once more before the head; cached: of the layers' caches."""
+        condition is added once more before the head."""
         self._weights = weights
         self._layers = (Layer * len(layers))(*layers)
         self._model = Model(
@@ -142,7 +141,6 @@ class NativeModel:
             context_len=pos_embedding.shape[0],
             row_len=row_len,
             cond_again=cond_again,
-            cached=STORED[cached],
             res_scale=res_scale,
             token_embedding=weights.vectors(token_embedding),
             pos_embedding=weights.vectors(pos_embedding),
@@ -232,7 +230,7 @@ class LayerCache:
     """
 
     def __init__(
-        self, memory: LargePages, batch: int, heads: int, slots: int, head_dim: int, dtype: torch.dtype = torch.float32
+        self, memory: LargePages, batch: int, heads: int, slots: int, head_dim: int, dtype: torch.dtype
     ) -> None:
         self.slots = slots
         self.keys = memory.take(dtype, batch, heads, -(-slots // KEY_BLOCK), head_dim, KEY_BLOCK)
@@ -270,4 +268,5 @@ def pack_layer(weights: PackedWeights, tensors: dict[str, Tensor], cache: LayerC
         values=cache.values.data_ptr(),
         pattern=PATTERNS[pattern],
         slots=cache.slots,
+        cached=STORED[cache.keys.dtype],
     )

@@ -34,6 +34,7 @@ class Layer(Structure):
         ("values", c_void_p),
         ("pattern", c_int32),
         ("slots", c_int32),
+        ("cached", c_int32),
     ]
 
 
@@ -51,7 +52,6 @@ class Model(Structure):
                 "context_len",
                 "row_len",
                 "cond_again",
-                "cached",
             )
         ),
         ("res_scale", c_float),

@@ -28,16 +28,15 @@ typedef struct {
   const float *ln_0_weight, *ln_0_bias, *ln_1_weight, *ln_1_bias;  // [width]
   // qkv head by head: a head's query, keys, values (of CROSS its query), then the next head's.
   Matrix qkv, proj, up, down;
-  // In the type that the model's `cached` says.
+  // FP32 or FP16, as `cached` says.
   void *keys;    // [lanes, heads, slots in blocks of 16, head_dim, 16]: the same value of 16 keys side by side
   void *values;  // [lanes, heads, slots, head_dim]
-  int32_t pattern, slots;
+  int32_t pattern, slots, cached;
 } Layer;
 
 typedef struct {
-  // cond_again: whether the frame condition is added once more before the head. cached: how keys and values are stored,
-  // FP32 or FP16.
-  int32_t depth, width, attn_width, heads, mlp_width, codebook_size, context_len, row_len, cond_again, cached;
+  // cond_again: whether the frame condition is added once more before the head.
+  int32_t depth, width, attn_width, heads, mlp_width, codebook_size, context_len, row_len, cond_again;
   float res_scale;
   const float *token_embedding;  // [codebook_size and more, width]: a prompt may hold what is no code
   const float *pos_embedding;    // [context_len, width]

@@ -1,7 +1,8 @@
 // Runs the native decoder on small random models, for the sanitizers (`make sanitize`): every pattern, ragged sizes,
-// one and several threads, FP32, FP16 and int8, keys and values in FP32 and FP16, on every instruction set of this machine. Fails if the number of threads,
-// the batch, a prompt or the instruction set changes a code, or if the codes with weights stored as FP16 are not those with the
-// same weights in FP32. Prints a digest of all codes and conditions last: that of any other processor.
+// one and several threads, FP32, FP16 and int8, keys and values in FP32 and FP16, on every instruction set of this machine.
+// Fails if the number of threads, the batch, a prompt or the instruction set changes a code, or if the codes with weights
+// stored as FP16 are not those with the same weights in FP32. Prints a digest of all codes and conditions last: that of any
+// other processor.
 
 #include <algorithm>
 #include <cmath>
@@ -51,6 +52,7 @@ class RandomModel {
       layer.down = matrix(sizes.mlp_width, sizes.width, true, sizes.stored);
       const int all_slots[] = {sizes.row_len, context_len, 2 * sizes.row_len, context_len, sizes.row_len + 3, 21};
       layer.slots = all_slots[layer.pattern];
+      layer.cached = sizes.cached;
       // NaN: what is read before it was written shows. CROSS sees what was there before.
       for (auto **cache : {&layer.keys, &layer.values}) {
         const int slots = cache == &layer.keys ? (layer.slots + 15) / 16 * 16 : layer.slots;
@@ -63,7 +65,7 @@ class RandomModel {
       layers_.push_back(layer);
     }
     model = {sizes.depth,         sizes.width, sizes.attn_width, sizes.heads, sizes.mlp_width,
-             sizes.codebook_size, context_len, sizes.row_len, sizes.heads != 3, sizes.cached, 0.5f,        floats(size_t(sizes.codebook_size) * sizes.width),
+             sizes.codebook_size, context_len, sizes.row_len, sizes.heads != 3, 0.5f,        floats(size_t(sizes.codebook_size) * sizes.width),
              floats(size_t(context_len) * sizes.width),          floats(sizes.width),
              matrix(sizes.width, sizes.codebook_size, false, sizes.stored),     layers_.data()};
   }
@@ -71,7 +73,7 @@ class RandomModel {
   Model model;
 
  private:
-  // Their upper bits, or NaN, as IEEE half precision.
+  // Halves of their signs, from 1/2 to 1 in size; NaN where they are.
   static std::vector<uint16_t> as_halves(const std::vector<float> &values) {
     std::vector<uint16_t> halves;
     for (const float value : values) {

@@ -1,5 +1,6 @@
 """`python bench SCRIPT [options]` runs bench/SCRIPT.py on this checkout, installed or not."""
 
+import importlib
 import runpy
 import signal
 import sys
@@ -27,11 +28,12 @@ if __name__ == "__main__":
         asked = sys.argv[1:2] != ["--help"]
         print(f"usage: python bench SCRIPT [options]; scripts: {', '.join(scripts())}", file=sys.stderr)
         sys.exit(2 if asked else 0)
-    signal.signal(signal.SIGTERM, end)
     # Python puts this folder first, where a script would hide a package of its name.
     sys.path.pop(0)
     package = types.ModuleType("fastjukebox")
     package.__path__ = [str(FOLDER.parent)]
     sys.modules["fastjukebox"] = package
+    importlib.import_module("fastjukebox.engine.stopping").raise_again_when_lost()
+    signal.signal(signal.SIGTERM, end)
     script = sys.argv.pop(1)
     runpy.run_module(f"fastjukebox.bench.{script}", run_name="__main__", alter_sys=True)

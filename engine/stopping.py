@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,7 +48,28 @@ def raise_when_stopped() -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number)
 
+    raise_again_when_lost()
     on_stop(stop)
+
+
+def raise_again_when_lost() -> None:
+    """From now on a KeyboardInterrupt or SystemExit that Python reports and forgets, because the signal came during a
+    callback of its own (of an import's lock, of an object that is freed), is raised again a moment later."""
+    sys.unraisablehook = _raise_again
+
+
+def _raise_again(lost: sys.UnraisableHookArgs) -> None:
+    error = lost.exc_value
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not (isinstance(error, (KeyboardInterrupt, SystemExit)) and in_main_thread and hasattr(signal, "setitimer")):
+        sys.__unraisablehook__(lost)
+        return
+
+    def again(number: int, frame: FrameType | None) -> None:
+        raise error
+
+    signal.signal(signal.SIGALRM, again)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
 
 
 def on_stop(handler: Handler) -> None:
@@ -62,9 +84,11 @@ def on_stop(handler: Handler) -> None:
 def own_handlers() -> Iterator[None]:
     """What is set inside ends here."""
     before = {number: handler for number in WORDS if (handler := signal.getsignal(number)) is not None}
+    hook = sys.unraisablehook
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             _set(number, handler)
 

@@ -145,3 +145,16 @@ def test_a_run_that_is_terminated_leaves_no_folders(tmp_path, alone):
         child.kill()
         child.wait()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_stop_that_comes_while_python_frees_something_is_not_lost():
+    code = (
+        "import runpy, signal, sys, time, weakref\n"
+        "def script(*args, **options):\n"
+        "    weakref.finalize(type('Freed', (), {})(), signal.raise_signal, signal.SIGTERM)\n"
+        "    time.sleep(60)\n"
+        "runpy.run_module, sys.argv = script, ['bench', 'table1']\n"
+        "runpy.run_path('bench', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=harness.ROOT, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (143, "")

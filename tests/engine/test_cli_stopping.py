@@ -156,3 +156,26 @@ def test_an_ignored_ctrl_c_stays_ignored(tiny_model, tmp_path, monkeypatch):
     args = ("sample", "a.wav", "--seconds", SECONDS, "--model", tiny_model)
     subprocess.run(command(*args, before=before), check=True, capture_output=True, timeout=60)
     assert Path("a.wav").exists()
+
+
+@STOPS
+def test_a_stop_that_comes_while_python_frees_something_is_not_lost(tiny_model, tmp_path, monkeypatch, number, word):
+    monkeypatch.chdir(tmp_path)
+    before = (
+        "import weakref\n"
+        "from fastjukebox.engine import runs\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "save_codes, saves = runs.save_codes, []\n"
+        "def stop(*args, **options):\n"
+        "    save_codes(*args, **options)\n"
+        "    saves.append(args)\n"
+        "    if len(saves) == 2:\n"
+        f"        weakref.finalize(type('Freed', (), {{}})(), signal.raise_signal, {int(number)})\n"
+        "runs.save_codes = stop"
+    )
+    args = ("sample", "a.wav", "--seconds", 0.15, "--backend", "eager", "--model", tiny_model)
+    done = subprocess.run(command(*args, before=before), capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (
+        128 + number,
+        f"fastjukebox: {word}; go on with: fastjukebox resume a.run\n",
+    )

@@ -129,6 +129,7 @@ def library() -> ctypes.CDLL:
     lib.fastjukebox_condition.argtypes = [*place, c_int32, c_int32]
     lib.fastjukebox_condition_room.argtypes = [POINTER(Conditioner), c_int32]
     lib.fastjukebox_condition_room.restype = c_int64
+    lib.fastjukebox_weights_alone.argtypes, lib.fastjukebox_weights_alone.restype = [c_int64], c_int64
     mirrored = (Model, Layer, Task, Convolution, Conditioner)
     sizes = (c_int32 * len(mirrored))()
     lib.fastjukebox_sizes(sizes)
@@ -187,6 +188,16 @@ def limited_to(name: str) -> Iterator[None]:
         yield
     finally:
         library().fastjukebox_limit(len(INSTRUCTION_SETS) - 1)
+
+
+@contextlib.contextmanager
+def items_alone(size: int) -> Iterator[None]:
+    """Within this context threads take items of their own up to so many bytes of weights an item; for tests."""
+    before = library().fastjukebox_weights_alone(size)
+    try:
+        yield
+    finally:
+        library().fastjukebox_weights_alone(before)
 
 
 def check(status: int, threads: int) -> None:

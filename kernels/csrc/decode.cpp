@@ -25,6 +25,10 @@
 
 #include "threads.h"
 
+// Weights, in bytes, that each thread may read for items of its own, for each of the items and for eight at least: those of
+// larger networks come from memory, which is better read once.
+static int64_t weights_alone = 2 << 20;
+
 // TILE: rows of activations that one pass over a panel serves, as many as the registers hold.
 // ISA: the compiler's own macros do not follow the pragmas below.
 #define ISA 0
@@ -142,6 +146,11 @@ extern "C" const char *fastjukebox_isa(void) {
 }
 
 extern "C" void fastjukebox_limit(int32_t isa) { isa_limit = isa; }
+
+extern "C" int64_t fastjukebox_weights_alone(int64_t size) {
+  std::swap(size, weights_alone);
+  return size;
+}
 
 #ifndef FASTJUKEBOX_SOURCES
 #define FASTJUKEBOX_SOURCES ""

@@ -99,6 +99,9 @@ const char *fastjukebox_isa(void);
 // For tests: use no better instruction set than `isa`, 0 portable, 1 avx2, 2 avx512, 3 avx512-vnni.
 void fastjukebox_limit(int32_t isa);
 
+// For tests: up to what size of weights threads take items of their own, in bytes an item (decode.cpp). Returns the last one.
+int64_t fastjukebox_weights_alone(int64_t size);
+
 // The hash of the sources that it was compiled from (native_library.py), "" where the build gave none.
 const char *fastjukebox_sources(void);
 

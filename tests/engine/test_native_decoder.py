@@ -107,15 +107,17 @@ def test_codes_equal_those_of_the_eager_decoder_at_random_sizes(
     assert all(gap < 1e-3 for gap in ties(prior, tasks[0], ours, eager))
 
 
+@pytest.mark.parametrize("alone", [0, 1 << 20])
 @pytest.mark.parametrize("heads", [1, 2, 4])
-def test_an_items_codes_depend_neither_on_the_batch_nor_on_the_threads(heads):
+def test_an_items_codes_depend_neither_on_the_batch_nor_on_the_threads(heads, alone):
     prior = make_prior(width=128, heads=heads)
     whole = decode(NativeDecoder(prior, 5), make_task(prior, 5, 20, cond=True))
-    for first, batch, threads in ((0, 2, 1), (2, 3, 2), (4, 1, 3), (1, 4, 4)):
-        decoder = NativeDecoder(prior, batch)
-        decoder.team.counts = [threads]
-        part = decode(decoder, make_task(prior, batch, 20, cond=True, first_item=first))
-        assert torch.equal(part, whole[first : first + batch])
+    with native_library.items_alone(alone):
+        for first, batch, threads in ((0, 2, 1), (2, 3, 2), (0, 5, 2), (4, 1, 3), (1, 4, 4)):
+            decoder = NativeDecoder(prior, batch)
+            decoder.team.counts = [threads]
+            part = decode(decoder, make_task(prior, batch, 20, cond=True, first_item=first))
+            assert torch.equal(part, whole[first : first + batch])
 
 
 def simulated(team, cost, calls, monkeypatch):

@@ -179,9 +179,11 @@ bool check(const Sizes &sizes, int top_k, float top_p, std::vector<int64_t> &kno
   if (known.empty()) add_to_digest(known = whole);
   if (!agrees("portable", sizes, known, whole, 0)) return false;
   const struct {
-    int first, batch, threads;
-  } parts[] = {{0, 9, 3}, {0, 1, 2}, {2, 2, 4}, {5, 4, 2}};
-  for (const auto &[first, batch, threads] : parts) {
+    int first, batch, threads, alone;
+  } parts[] = {{0, 9, 3, 0}, {0, 9, 2, 1}, {0, 1, 2, 1}, {2, 2, 4, 1}, {5, 4, 2, 0}, {4, 5, 3, 1}};
+  for (const auto &[first, batch, threads, alone] : parts) {
+    // Threads take items of their own, or each a part of all items' work.
+    fastjukebox_weights_alone(alone << 20);
     if (!agrees("another batch or team", sizes, sample(sizes, first, batch, threads, top_k, top_p), whole, first)) return false;
     const int64_t *prompt = whole.data() + size_t(first) * sizes.num_rows * sizes.row_len;
     const auto continued = sample(sizes, first, batch, threads, top_k, top_p, prompt);

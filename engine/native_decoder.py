@@ -109,8 +109,8 @@ class NativeDecoder:
 
     # A call into C++ cannot be interrupted: it is kept to about this long.
     SECONDS_PER_CALL = 0.25
-    # Positions of a prompt that a call takes in at least: so many share what is read of the weights (PROMPT_ROWS).
-    FEWEST_POSITIONS = 64
+    # Positions of a prompt that a call takes in at least: so many share what is read of the weights.
+    FEWEST_POSITIONS = 16
 
     def __init__(self, prior: Prior, batch: int, int8: bool = False) -> None:
         if prior.device.type != "cpu" or prior.dtype not in DTYPES:
@@ -121,9 +121,7 @@ class NativeDecoder:
         self.prior = prior
         # Beside rounded weights, rounded keys and values are a small part of the error, and half of what is read.
         self.cache = self._new_cache(batch, torch.float16 if int8 else torch.float32)
-        self.team = TeamSize(torch.get_num_threads())
-        # Of a prompt, as many as a call takes in.
-        self.prompt_positions = min(config.row_len, self.FEWEST_POSITIONS)
+        self.use_threads(torch.get_num_threads())
         weights = native.PackedWeights(int8)
         self.model = native.NativeModel(
             weights,
@@ -152,11 +150,16 @@ class NativeDecoder:
             for pattern in config.layer_patterns
         ]
 
+    def use_threads(self, most: int) -> None:
+        """Let no more threads than `most` decode, or one, whichever is faster; a prompt may be divided where a step is
+        too short to be."""
+        self.team, self.prompt_team = TeamSize(most), TeamSize(most)
+
     def twin(self, threads: int) -> NativeDecoder:
         other = copy.copy(self)
         other.cache = self._new_cache(len(self.cache[0].keys), self.cache[0].keys.dtype)
         other.model = self.model.with_cache(other.cache)
-        other.team = TeamSize(threads)
+        other.use_threads(threads)
         return other
 
     def condition(self, upper_codes: Tensor) -> Tensor:
@@ -179,9 +182,11 @@ class NativeDecoder:
     def extend(self, start: int, stop: int) -> None:
         task, row_len = self.task, self.prior.config.row_len
         native_library.rest_pytorch_threads()
-        # A first call tells how long positions take.
         while start < stop:
-            last = min(start + self.prompt_positions, stop)
+            threads, positions = self.prompt_team.next_call(self.SECONDS_PER_CALL)
+            # Whole rows, if a call has time for one.
+            positions = positions // row_len * row_len or positions
+            last = min(start + max(positions, self.FEWEST_POSITIONS), stop)
             begun = time.perf_counter()
             self.model.prefill(
                 task.codes,
@@ -189,11 +194,9 @@ class NativeDecoder:
                 last,
                 frame_cond=task.frame_cond,
                 start_cond=task.start_cond,
-                threads=self.team.best,
+                threads=threads,
             )
-            seconds = (time.perf_counter() - begun) / (last - start)
-            fitting = int(self.SECONDS_PER_CALL / seconds)
-            self.prompt_positions = max(fitting // row_len * row_len or fitting, self.FEWEST_POSITIONS)
+            self.prompt_team.measured(threads, last - start, time.perf_counter() - begun)
             start = last
 
     def run(self, start: int, stop: int) -> None:

@@ -48,6 +48,13 @@ def make_task(prior, batch=1, prompt_len=0, cond=False, sampling=None, seed=7, o
     )
 
 
+def with_team(decoder, threads):
+    """The decoder, always with so many threads."""
+    for team in (decoder.team, decoder.prompt_team):
+        team.counts = [threads]
+    return decoder
+
+
 def decode(decoder, task, stop=None) -> torch.Tensor:
     decoder.prefill(task)
     decoder.run(task.prompt_len, stop or task.codes.shape[1])

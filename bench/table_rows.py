@@ -42,6 +42,7 @@ def _decoder(record: Record) -> str:
 
 
 def peers_commands(records: list[Record]) -> str:
+    """The commands that the records came from."""
     return " and ".join(f"`{command}`" for command in commands(sorted(records, key=shape_of)))
 
 
@@ -102,6 +103,7 @@ def int8(records: list[Record]) -> Table:
 
 
 def table1_commands(records: list[Record]) -> str:
+    """The commands that give such records."""
     requests = dict[tuple[Any, ...], list[Record]]()
     for r in sorted(records, key=lambda r: (r["sizes"], r["audio_seconds"])):
         requests.setdefault((r["sizes"], r["audio_seconds"], r.get("rounds")), []).append(r)

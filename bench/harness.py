@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from .machine import device_name, device_state, preload, versions
-from .options import appendable, device, positive
+from .options import appendable, cores, device, positive, threads
 
 ROOT = Path(__file__).resolve().parent.parent
 # Exit status when time ran out.
@@ -143,7 +143,7 @@ def recorded(run: Callable[[], object], calls: int, device: torch.device) -> Cal
 def add_options(parser: argparse.ArgumentParser, rounds: int | None = 11) -> None:
     """The options that every script has. rounds: how many by default; None where nothing is timed."""
     parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="of the CPU")
+    parser.add_argument("--threads", type=threads, default=cores(), help="of the CPU")
     parser.add_argument("--quick", action="store_true", help="few rows and rounds, for orientation")
     if rounds is None:
         parser.set_defaults(rounds=0)

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from ..engine.threads import usable_threads
+
 CPUINFO = Path("/proc/cpuinfo")
 _GPU_FIELDS = ("driver_version", "memory.total", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit")
 
@@ -65,7 +67,7 @@ def device_state(device: torch.device) -> dict[str, Any]:
         return {
             "device": processor(),
             "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
+            "threads": usable_threads(),
             "load": load,
         } | clock()
     found = torch.cuda.get_device_properties(device)

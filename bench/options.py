@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..engine.decoder import BACKENDS
+from ..engine.threads import granted_cores
 
 
 def positive(text: str) -> int:
@@ -18,6 +20,19 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero")
     return int(text)
+
+
+def cores() -> int:
+    """That this process may keep busy."""
+    return granted_cores() or os.cpu_count() or 1
+
+
+def threads(text: str) -> int:
+    """Of the CPU: no more than the cores that a container may keep busy."""
+    number, granted = positive(text), granted_cores()
+    if granted and number > granted:
+        raise argparse.ArgumentTypeError(f"{number} threads: this container may keep {granted} cores busy")
+    return number
 
 
 def amount(text: str) -> float:

@@ -23,7 +23,6 @@ if not __package__:
 import argparse
 import dataclasses
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +39,7 @@ from ..engine.vqvae import VQVAE
 from .decode import Case, Stepping
 from .harness import Rows, add_options, quantiles, rounds_of
 from .memory import alone, forget_peak, peak
-from .options import amount, decoder, positive, refuse
+from .options import amount, cores, decoder, positive, refuse
 from .roofline import sizes_of
 
 BASES = {"cpu": "demo-18x128", "cuda": "upsampler-0-18"}
@@ -208,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     refuse(parser, options.values or (), lambda value: base.moved(options.axes[0], int(value)))
     rows = Rows("scaling", options)
     label = name.removeprefix("demo-") + (f" {options.decoder}" if options.decoder else "")
-    values = VALUES[kind] | {"threads": tuple(range(1, (os.cpu_count() or 1) + 1)) if kind == "cpu" else ()}
+    values = VALUES[kind] | {"threads": tuple(range(1, cores() + 1)) if kind == "cpu" else ()}
     for axis in options.axes:
         if axis == "audio":
             for length in options.audio_seconds:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import torch
 
 from ..engine import version
 from ..engine.cli.terminal import Commands
+from ..engine.threads import take_threads
 from . import GO_ON
 from .audio_folder import HELD_OUT
 from .dry_run import describe
@@ -87,8 +87,7 @@ def opened(
     sharded: bool,
 ) -> Iterator[Work]:
     """The work folder, with the processes that torchrun started. What it is and what works on it is told on stderr."""
-    if threads:
-        torch.set_num_threads(threads)
+    take_threads(threads)
     own = own_device(device)
     with processes(own, sharded) as group:
         known_preset, known_seed = begun_with(folder)

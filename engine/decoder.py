@@ -150,8 +150,8 @@ class EagerDecoder:
 class Backend:
     """A way to decode: `missing(device, dtype)` says in a few words why it cannot run there, or None.
 
-    int8: it rounds the weights. automatic: it is taken without being asked for by name. overlapping: it builds
-    OverlappingDecoders.
+    int8: it rounds the weights. automatic: it is taken without being asked for by name. native: it takes FP16
+    matrices in an FP32 prior as they are, and builds OverlappingDecoders.
     """
 
     name: str
@@ -159,7 +159,7 @@ class Backend:
     missing: Callable[[torch.device, torch.dtype], str | None]
     int8: bool = False
     automatic: bool = True
-    overlapping: bool = False
+    native: bool = False
 
 
 def _native(prior: Prior, batch: int) -> Decoder:
@@ -186,9 +186,9 @@ def _native_missing(device: torch.device, dtype: torch.dtype) -> str | None:
 BACKENDS = (
     # TODO: both of Triton's automatic, once `pytest -m gpu` has passed on a GPU.
     Backend("triton", graph_decoder.GraphDecoder, graph_decoder.missing, automatic=False),
-    Backend("native", _native, _native_missing, overlapping=True),
+    Backend("native", _native, _native_missing, native=True),
     Backend("triton-int8", graph_decoder.int8_decoder, graph_decoder.missing, int8=True, automatic=False),
-    Backend("native-int8", _native_int8, _native_missing, int8=True, overlapping=True),
+    Backend("native-int8", _native_int8, _native_missing, int8=True, native=True),
     Backend("eager", EagerDecoder, lambda device, dtype: None),
 )
 

@@ -17,6 +17,7 @@ from .decoder import choose_backend
 from .prior import Prior
 from .runs import Request, Run, RunError
 from .sampler import CodesLike, ProgressCallback, Sampling, SamplingParams, as_codes
+from .threads import usable_threads
 from .vqvae import fingerprint
 
 logger = logging.getLogger("fastjukebox")
@@ -319,7 +320,7 @@ class Jukebox:
         level = sampling.params.level
         step, margin = self.vqvae.block_codes(level)
         length, sent, unsaved = sampling.plans[level].length, 0, False
-        overlapped = self.backend.overlapping and self._keeps_priors and torch.get_num_threads() > 1
+        overlapped = self.backend.native and self._keeps_priors and usable_threads() > 1
 
         def ready() -> Iterator[Tensor]:
             nonlocal sent

@@ -16,19 +16,20 @@ from ..kernels.native_condition import NativeConditioner
 from .decoder import WindowTask
 from .kv_cache import num_slots
 from .prior import Prior
-from .threads import one_thread
+from .threads import one_thread, usable_threads
 
 if TYPE_CHECKING:
     from .convolution import ResidualBlock, ResidualStack
 
 
 class TeamSize:
-    """How many threads decode: all that PyTorch may use, or one.
+    """How many threads decode: one, two, four and so on, or as many as are allowed.
 
-    The threads meet dozens of times in a step. Where other work has one of the cores, the scheduler may put two of them
-    on the same core, where each meeting waits for a time slice: then one thread is faster by far. So both are tried,
-    again from time to time; the codes do not depend on it. A single call tells little on a busy machine: what counts is
-    the median of the last three.
+    The threads meet dozens of times in a step. Small networks have work for few of them, and where other work has one
+    of the cores, the scheduler may put two of them on the same core, where each meeting waits for a time slice: then
+    one thread is faster by far. So the next smaller and the next larger number are tried by turns, again from time to
+    time; the codes do not depend on it. A single call tells little on a busy machine: what counts is the median of the
+    last three.
     """
 
     # What trials lose may be this part of the time between them. They are long enough for a second core to wake up,
@@ -37,13 +38,12 @@ class TeamSize:
     SHORTEST_PAUSE = 0.05
 
     def __init__(self, most: int) -> None:
-        self.counts = sorted({1, most})
+        self.counts = sorted({most, *(1 << power for power in range(most.bit_length()))})
         # Seconds per step of each count's last calls.
         self.recent: dict[int, deque[float]] = {}
-        self.trial, self.calls_left, self.lost, self.next_trial = 0, 0, 0.0, 0.0
-
-    def other(self, count: int) -> int:
-        return next(other for other in self.counts if other != count)
+        # The count that is tried, or was last, and the one that it is held against.
+        self.trial, self.base = 0, 0
+        self.calls_left, self.lost, self.next_trial = 0, 0.0, 0.0
 
     def cost(self, count: int) -> float:
         """Seconds per step as far as is known."""
@@ -51,31 +51,40 @@ class TeamSize:
 
     @property
     def best(self) -> int:
-        """The faster count as far as is known."""
-        return min(self.recent, key=self.cost) if self.recent else self.counts[-1]
+        """The fastest count as far as is known."""
+        return min(self.recent, key=self.cost)
 
     def next_call(self, seconds: float) -> tuple[int, int]:
         """Threads and steps of the next call, which is to last about `seconds`, or far less if it is a trial."""
         if not self.recent:
             return self.counts[0], 1
-        best = self.best
-        if not self.calls_left and len(self.counts) > 1 and time.monotonic() >= self.next_trial:
-            self.trial = self.other(best)
-            # The first call of all only tells how long the others may be.
-            self.calls_left, self.lost = self.TRIAL_CALLS + (self.trial not in self.recent), 0.0
+        if not self.calls_left and len(self.counts) > 1:
+            base, trial = self.best, self._neighbour()
+            new = trial not in self.recent
+            if new or time.monotonic() >= self.next_trial:
+                self.base, self.trial = base, trial
+                # The first call of all only tells how long the others may be.
+                self.calls_left, self.lost = self.TRIAL_CALLS + new, 0.0
         if self.calls_left:
             known = self.recent.get(self.trial)
             if not known:
                 # It may be slower by any factor.
                 return self.trial, 1
-            steps = self.TRIAL_SECONDS / max(self.TRIAL_CALLS * self.cost(self.other(self.trial)), min(known))
+            steps = self.TRIAL_SECONDS / max(self.TRIAL_CALLS * self.cost(self.base), min(known))
             return self.trial, max(1, int(steps))
+        best = self.best
         return best, max(1, int(seconds / self.cost(best)))
+
+    def _neighbour(self) -> int:
+        """What to try beside the best: a count that was never tried, the larger first, or the one whose turn it is."""
+        place = self.counts.index(self.best)
+        neighbours = [*self.counts[place + 1 : place + 2], *self.counts[max(place - 1, 0) : place]]
+        return min(neighbours, key=lambda count: (count in self.recent, count == self.trial))
 
     def measured(self, threads: int, steps: int, seconds: float) -> None:
         """What a call has taken."""
         if self.calls_left:
-            self.lost += seconds - steps * self.cost(self.other(threads))
+            self.lost += seconds - steps * self.cost(self.base)
             self.calls_left -= 1
             self.next_trial = time.monotonic() + max(self.SHORTEST_PAUSE, self.lost / self.LOSS)
         self.recent.setdefault(threads, deque(maxlen=3)).append(seconds / steps)
@@ -121,7 +130,7 @@ class NativeDecoder:
         self.prior = prior
         # Beside rounded weights, rounded keys and values are a small part of the error, and half of what is read.
         self.cache = self._new_cache(batch, torch.float16 if int8 else torch.float32)
-        self.use_threads(torch.get_num_threads())
+        self.use_threads(usable_threads())
         weights = native.PackedWeights(int8)
         self.model = native.NativeModel(
             weights,

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import torch
 
-from .threads import alone, one_thread
+from .threads import alone, one_thread, usable_threads
 
 if TYPE_CHECKING:
     from .decoder import Backend, OverlappingDecoder
@@ -238,10 +238,10 @@ def run(
     backend: Backend,
     sampled: Callable[[int, int], None],
 ) -> Iterator[Window]:
-    """Sample `windows`; each is yielded when its codes are in `sampling.codes`, complete. `backend` is an overlapping
+    """Sample `windows`; each is yielded when its codes are in `sampling.codes`, complete. `backend` is a native
     one. `sampled(level, codes)` is called, from the caller's thread, for every few codes.
     """
-    threads, params = torch.get_num_threads(), sampling.params
+    threads, params = usable_threads(), sampling.params
     # The windows of one batch keep two cores busy: on more, samples are divided into groups, each with its decoders.
     pairs = max(1, threads // 2)
     size = min(params.batch_size, math.ceil(params.num_samples / pairs))
@@ -253,7 +253,9 @@ def run(
     team = max(1, threads // (2 * groups))
     # For the caller's thread: codes sampled at a level, a window done, or what went wrong.
     events: SimpleQueue[tuple[int, int] | Window | BaseException] = SimpleQueue()
-    crew = Crew(threads // team, threads, [[count] * len(batches) for count in sampling.filled], events.put)
+    crew = Crew(
+        threads // team, torch.get_num_threads(), [[count] * len(batches) for count in sampling.filled], events.put
+    )
     chains = _Windows(sampling, crew, events.put)
     # What the caller computes with the first codes is almost as urgent as preparing the next.
     sampling.compute = lambda work: crew.compute((sampling.params.level, 2, 0), work)

@@ -26,6 +26,26 @@ def granted_cores(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     return 0
 
 
+def usable_threads() -> int:
+    """Threads to compute with: as many as PyTorch has (`torch.set_num_threads`), at most the cores that this container
+    may keep busy. More would wait for each other while none of them may run."""
+    threads = torch.get_num_threads()
+    return min(threads, granted_cores() or threads)
+
+
+def take_threads(threads: int | None) -> None:
+    """Compute with so many threads; None: as many as there are cores, or as a container may use.
+
+    Raises:
+        ValueError: the container may not use so many.
+    """
+    granted = granted_cores()
+    if threads and granted and threads > granted:
+        raise ValueError(f"{threads} threads: this container may keep {granted} cores busy, ask for no more")
+    if threads or granted:
+        torch.set_num_threads(threads or usable_threads())
+
+
 def alone(threads: int) -> None:
     """From now on PyTorch computes with one thread in this Python thread, and with `threads` in those to come."""
     torch.set_num_threads(1)
@@ -54,7 +74,7 @@ def one_thread() -> Iterator[None]:
 
 def side_by_side(pieces: Sequence[Callable[[], Tensor]], device: torch.device) -> list[Tensor]:
     """What `pieces` return, without gradients; on a CPU each computed by one thread, as many at a time as there are."""
-    threads = torch.get_num_threads()
+    threads = usable_threads()
 
     def compute(piece: Callable[[], Tensor]) -> Tensor:
         with torch.no_grad():
@@ -62,8 +82,9 @@ def side_by_side(pieces: Sequence[Callable[[], Tensor]], device: torch.device) -
 
     if device.type != "cpu":
         return list(map(compute, pieces))
+    of_pytorch = torch.get_num_threads()
     with one_thread():
         if threads == 1 or len(pieces) == 1:
             return list(map(compute, pieces))
-        with ThreadPoolExecutor(threads, initializer=alone, initargs=(threads,)) as pool:
+        with ThreadPoolExecutor(threads, initializer=alone, initargs=(of_pytorch,)) as pool:
             return list(pool.map(compute, pieces))

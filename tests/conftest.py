@@ -58,6 +58,12 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _any_number_of_threads(monkeypatch) -> None:
+    """Also in a container that may not keep so many cores busy."""
+    monkeypatch.setattr("fastjukebox.engine.threads.granted_cores", lambda: 0)
+
+
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:

@@ -154,6 +154,7 @@ def info(model: str | None) -> None:
     from ..audio import FORMATS
     from ..decoder import BACKENDS
     from ..jukebox import MODELS
+    from ..threads import usable_threads
 
     cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     rows = [
@@ -161,7 +162,7 @@ def info(model: str | None) -> None:
         ("python", platform.python_version()),
         ("torch", torch.__version__),
         ("triton", _version("triton")),
-        ("cpu", f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"),
+        ("cpu", f"{_processor()}, {os.cpu_count()} cores, {usable_threads()} threads"),
     ]
     for name in cuda:
         gpu = torch.cuda.get_device_properties(name)

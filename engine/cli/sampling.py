@@ -18,7 +18,7 @@ import click
 from ..stopping import Stopped, end_at_once
 from .labels import as_in, given_labels, told
 from .options import PATH, REPORT_OPTIONS, Settings, sampling_options, shared_help, with_options
-from .terminal import Command, ProgressBar, load_model, new_file, report, take_threads
+from .terminal import Command, ProgressBar, load_model, new_file, report
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,6 +107,7 @@ def resume(
     from ..audio import check_output, output_files
     from ..jukebox import Jukebox
     from ..runs import Run
+    from ..threads import take_threads
 
     request = Run.open(run).request
     if output:

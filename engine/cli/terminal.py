@@ -121,22 +121,12 @@ def report(rows: Sequence[tuple[str, str]], err: bool = False) -> None:
 def load_model(model: str, device: str, dtype: str | None, backend: str, threads: int | None = None) -> Jukebox:
     """Raises ValueError (CheckpointError) where it cannot be used."""
     from ..jukebox import MODELS, Jukebox
+    from ..threads import take_threads
 
     take_threads(threads)
     if model not in MODELS and not Path(model).expanduser().is_dir():
         raise ValueError(f"no model {model!r}: it is neither a folder nor one of the names {', '.join(MODELS)}")
     return Jukebox.from_pretrained(model, device, dtype, backend)
-
-
-def take_threads(threads: int | None) -> None:
-    """Compute with so many threads; None: as many as there are cores, or as a container may use."""
-    import torch
-
-    from ..threads import granted_cores
-
-    granted = granted_cores()
-    if threads or granted:
-        torch.set_num_threads(threads or min(granted, torch.get_num_threads()))
 
 
 def new_file(path: Path, overwrite: bool) -> Path:

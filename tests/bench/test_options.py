@@ -90,6 +90,14 @@ def test_a_file_that_cannot_be_appended_to_is_said_at_once(tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "kept\n" and not list((tmp_path / "folder").iterdir())
 
 
+def test_in_a_container_no_more_threads_than_it_has_cores(monkeypatch, capsys):
+    monkeypatch.setattr(options, "granted_cores", lambda: 2)
+    assert options.threads("2") == 2
+    with pytest.raises(SystemExit) as stopped:
+        table1.main([*HERE, "--threads", "3"])
+    assert stopped.value.code == 2 and "this container may keep 2 cores busy" in capsys.readouterr().err
+
+
 def test_amounts():
     assert options.amount("0.5") == 0.5 and options.positive("12") == 12
     for text in ("nan", "inf", "-1", "x", ""):

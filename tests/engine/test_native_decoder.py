@@ -137,19 +137,29 @@ def simulated(team, cost, calls, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "cost",
+    ("cost", "tried"),
     [
-        lambda threads: 1e-4 if threads == 1 else 3e-3,
-        lambda threads: 4e-4 / threads,
-        lambda threads: 1e-2 / threads,
-        lambda threads: 1e-4,
+        (lambda threads: 1e-4 if threads == 1 else 3e-3, {1, 2}),
+        (lambda threads: 4e-4 / threads, {6, 12}),
+        (lambda threads: 1e-2 / threads, {6, 12}),
+        # Six threads do as much as there is to be gained.
+        (lambda threads: 4e-4 / threads + 1e-5 * threads, {4, 6, 12}),
+        (lambda threads: 1e-4 * abs(threads - 4) + 1e-4, {2, 4, 6}),
+        (lambda threads: 1e-4, {1, 2}),
     ],
 )
-def test_the_faster_team_decodes_and_trials_of_the_other_cost_little(cost, monkeypatch):
-    chosen, lost = simulated(TeamSize(4), cost, 400, monkeypatch)
-    assert set(chosen) == {1, 4} and lost < 0.03
-    # Again and again, not in the beginning only.
-    assert set(chosen[100:]) == {1, 4}
+def test_the_fastest_team_decodes_and_trials_of_others_cost_little(cost, tried, monkeypatch):
+    team = TeamSize(12)
+    team.counts = [1, 2, 4, 6, 12]
+    chosen, lost = simulated(team, cost, 400, monkeypatch)
+    assert lost < 0.03
+    # Its neighbours again and again, not in the beginning only.
+    assert set(chosen[100:]) == tried
+
+
+@pytest.mark.parametrize(("most", "counts"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16])])
+def test_teams_of_every_size_are_there_to_choose_from(most, counts):
+    assert TeamSize(most).counts == counts
 
 
 def test_a_team_follows_a_machine_that_becomes_busy(monkeypatch):
@@ -333,7 +343,7 @@ def test_a_team_that_is_slower_by_any_factor_is_found_out_in_single_steps(monkey
     monkeypatch.setattr("fastjukebox.engine.native_decoder.time.monotonic", lambda: now[0])
     for _ in range(100):
         threads, steps = team.next_call(0.25)
-        seconds = steps * (0.05 if threads == 32 else 1e-4)
+        seconds = steps * (0.05 if threads == 32 else 1e-3 / threads)
         slow += [steps] if threads == 32 else []
         now[0] += seconds
         team.measured(threads, steps, seconds)

@@ -1,7 +1,12 @@
 """How many cores a container may use."""
 
 import pytest
-from fastjukebox.engine.threads import granted_cores
+import torch
+from fastjukebox.engine import threads
+from fastjukebox.engine.native_decoder import NativeDecoder
+from fastjukebox.engine.threads import granted_cores, take_threads, usable_threads
+from fastjukebox.kernels import native_library
+from native_cases import make_prior
 
 
 @pytest.mark.parametrize(
@@ -23,3 +28,41 @@ def test_cores_are_those_that_the_container_was_granted(tmp_path, files, cores):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     assert granted_cores(tmp_path) == cores
+
+
+@pytest.fixture
+def container(monkeypatch):
+    """A container that may keep two cores busy, and PyTorch, which knows nothing of that, with four threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    monkeypatch.setattr(threads, "granted_cores", lambda: 2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("container")
+def test_in_a_container_nothing_computes_with_more_threads_than_it_has_cores():
+    assert usable_threads() == 2
+    if native_library.missing() is None:
+        assert NativeDecoder(make_prior(), 1).team.counts == [1, 2]
+    # PyTorch's own are the caller's.
+    assert torch.get_num_threads() == 4
+    torch.set_num_threads(1)
+    assert usable_threads() == 1
+
+
+@pytest.mark.usefixtures("container")
+def test_a_command_takes_what_the_container_has_and_refuses_more():
+    take_threads(None)
+    assert torch.get_num_threads() == 2
+    take_threads(1)
+    assert torch.get_num_threads() == 1
+    with pytest.raises(ValueError, match="3 threads: this container may keep 2 cores busy"):
+        take_threads(3)
+
+
+def test_without_a_limit_the_threads_are_those_of_pytorch(monkeypatch):
+    monkeypatch.setattr(threads, "granted_cores", lambda: 0)
+    assert usable_threads() == torch.get_num_threads()
+    take_threads(None)
+    assert usable_threads() == torch.get_num_threads()

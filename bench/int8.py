@@ -129,7 +129,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.device != "cpu":
         parser.error("the comparison runs on the CPU")
     refuse(parser, [options.model], Jukebox.from_pretrained)
-    jukebox = Jukebox.from_pretrained(options.model)
+    # Whose priors are FP32 throughout.
+    jukebox = Jukebox.from_pretrained(options.model, "cpu", backend="eager")
     rows = Rows("int8", options)
     rate = jukebox.config.vqvae.sample_rate
     songs = [torch.from_numpy(render(compose(FIRST_SEED + song), 24.0, rate))[None] for song in range(options.songs)]

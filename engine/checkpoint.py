@@ -152,17 +152,30 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def load_vqvae(folder: Path, device: torch.device | str = "cpu") -> VQVAE:
     """The VQ-VAE of a folder, in FP32: it is small, and the codes it finds should not depend on a dtype."""
     config = load_config(folder).vqvae
-    return _load(network_paths(folder, VQVAE_FILE), lambda: VQVAE(config), device, torch.float32)
+    return _load(network_paths(folder, VQVAE_FILE), lambda: VQVAE(config), device, lambda name, tensor: torch.float32)
 
 
 def load_prior(
-    folder: Path, level: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    folder: Path,
+    level: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    keep_fp16: bool = False,
 ) -> Prior:
-    """The prior of `level` (0 is the finest) of a folder."""
+    """The prior of `level` (0 is the finest) of a folder.
+
+    keep_fp16: matrices of layers that the file holds in FP16 stay as they are, on a CPU in the file's own pages, which
+        the system may take back. They are widened where they are used, to the same result.
+    """
     config = load_config(folder)
     if not 0 <= level < len(config.priors):
         raise CheckpointError(f"{folder}: has priors of level 0 to {len(config.priors) - 1}, not {level}")
-    return _load(network_paths(folder, prior_file(level)), lambda: Prior(config.priors[level]), device, dtype)
+
+    def used_as(name: str, tensor: Tensor) -> torch.dtype:
+        matrix = name.startswith("layers.") and tensor.dim() == 2
+        return tensor.dtype if keep_fp16 and matrix and tensor.dtype == torch.float16 else _stored_as(name, dtype)
+
+    return _load(network_paths(folder, prior_file(level)), lambda: Prior(config.priors[level]), device, used_as)
 
 
 def names_file(level: int) -> str:
@@ -199,9 +212,13 @@ def prior_bytes(folder: Path, config: JukeboxConfig) -> int:
 
 
 def _load(
-    paths: Sequence[Path], build: Callable[[], Network], device: torch.device | str, dtype: torch.dtype
+    paths: Sequence[Path],
+    build: Callable[[], Network],
+    device: torch.device | str,
+    used_as: Callable[[str, Tensor], torch.dtype],
 ) -> Network:
-    """paths: as `network_paths` gives them."""
+    """paths: as `network_paths` gives them. used_as: the dtype of a tensor in the network, from its name and the stored
+    one."""
     network = without_memory(build)
     path = paths[0]
     try:
@@ -216,7 +233,7 @@ def _load(
                 shared = _shared(paths, sorted(set(network.state_dict()) - set(names)), metadata[SHARED])
             own = ((name, file.get_tensor(name)) for name in names)
             tensors = itertools.chain(own, ((name, tensor.to(device)) for name, tensor in shared.items()))
-            assign(network, ((name, tensor.to(_stored_as(name, dtype))) for name, tensor in tensors), path)
+            assign(network, ((name, tensor.to(used_as(name, tensor))) for name, tensor in tensors), path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); is the file complete?") from None
     return network.eval().requires_grad_(False)

@@ -112,12 +112,14 @@ class Jukebox:
         return self.config.vqvae.sample_rate
 
     def prior(self, level: int, resident: bool = True) -> Prior:
-        """The prior of `level`, loaded if need be; unless `resident`, all others are dropped if they are large."""
+        """The prior of `level`, loaded if need be; unless `resident`, all others are dropped if they are large. For a
+        native decoder its large matrices are as stored (see `checkpoint.load_prior`)."""
         if not resident and not self._keeps_priors:
             self._priors = {known: prior for known, prior in self._priors.items() if known == level}
         prior = self._priors.get(level)
         if prior is None:
-            prior = self._priors[level] = checkpoint.load_prior(self.folder, level, self.device, self.dtype)
+            prior = checkpoint.load_prior(self.folder, level, self.device, self.dtype, keep_fp16=self.backend.native)
+            self._priors[level] = prior
         return prior
 
     def encode(self, audio: AudioLike, sample_rate: int | None = None) -> list[Tensor]:

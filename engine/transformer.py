@@ -20,7 +20,7 @@ PrefillAttention: TypeAlias = Callable[[Tensor, Tensor, Tensor, str, int, int, i
 
 
 class Projection(nn.Module):
-    """x @ weight + bias with `weight` [in, out]."""
+    """x @ weight + bias with `weight` [in, out], which may be stored in a narrower dtype than it is used in."""
 
     def __init__(self, in_width: int, out_width: int, std: float = 0.02) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Projection(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return reference.linear(x, self.weight, self.bias)
+        return reference.linear(x, self.weight.to(self.bias.dtype), self.bias)
 
 
 class LayerNorm(nn.Module):

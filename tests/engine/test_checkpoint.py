@@ -11,6 +11,7 @@ from fastjukebox.engine import CheckpointError, Jukebox, JukeboxConfig, Prior, c
 from fastjukebox.engine.config import PRESETS
 from fastjukebox.engine.config_json import from_json, to_json
 from fastjukebox.engine.sampler import SamplingParams
+from fastjukebox.kernels import native_library
 from safetensors.torch import load_file, save_file
 
 
@@ -41,6 +42,33 @@ def test_a_network_comes_back_in_the_dtype_it_was_saved_in(tiny_config, tmp_path
             assert tensor.device.type == "cpu" and not tensor.requires_grad
             assert torch.equal(tensor, prior.state_dict()[name].to(dtype).to(wanted)), name
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("level", [2, 1])
+def test_fp16_matrices_that_stay_as_stored_give_what_fp32_gives(tiny_config, tmp_path, randomize, stored, level):
+    checkpoint.save_config(tmp_path, tiny_config)
+    checkpoint.save_network(
+        tmp_path / checkpoint.prior_file(level), randomize(Prior(tiny_config.priors[level])), stored
+    )
+    wide, kept = (checkpoint.load_prior(tmp_path, level, keep_fp16=keep) for keep in (False, True))
+    assert wide.dtype == kept.dtype == torch.float32
+    narrow = {name for name, tensor in kept.state_dict().items() if tensor.dtype == torch.float16}
+    matrices = {f"layers.{i}.{name}.weight" for i in range(kept.config.depth) for name in ("qkv", "proj", "up", "down")}
+    assert narrow == (matrices if stored == torch.float16 else set())
+    codes = torch.randint(kept.config.codebook_size, (2, kept.config.context_len))
+    assert torch.equal(wide(codes), kept(codes))
+
+
+def test_a_jukebox_keeps_them_for_the_native_decoder_alone(tiny_config, tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "half")
+    prior = checkpoint.load_prior(tiny_model, 2)
+    checkpoint.save_network(tmp_path / "half" / checkpoint.prior_file(2), prior, torch.float16)
+    native = None if native_library.missing() else "native"
+    for backend, dtype in (("eager", torch.float32), *([(native, torch.float16)] if native else ())):
+        jukebox = Jukebox.from_pretrained(tmp_path / "half", "cpu", backend=backend)
+        assert jukebox.prior(2).layers[0].up.weight.dtype == dtype
+        assert jukebox.prior(2).dtype == jukebox.dtype == torch.float32
 
 
 def test_files_are_fp16_unless_asked_otherwise(tiny_config, tmp_path):

@@ -137,6 +137,8 @@ def prepare(case: Case, config: PriorConfig, device: torch.device, names: Sequen
         for way in ways[name]:
             try:
                 calls[name] = recorded(checked(name, way, qkv, grad, exact), count, device)
+                # Of the ways before this one.
+                errors.pop(name, None)
                 break
             except Exception as error:
                 errors[name] = f"{type(error).__name__}: {error}"[:500]

@@ -208,6 +208,9 @@ class Rows:
         self.made = {"quick": True} if options.quick else {}
         self.options = said(options)
         torch.set_num_threads(options.threads)
+        if self.device.type == "cuda":
+            # Events and recordings are on the current one.
+            torch.cuda.set_device(self.device)
         found = read(self.path) if self.path and options.resume else []
         here = (bench, sources(), device_name(self.device), *_way(self.options))
         # The last record of a row says whether it failed.

@@ -63,7 +63,7 @@ def measure(
     plain = reference.prefill_attention
     runs: dict[str, Callable[[], object]] = {"cache": lambda: with_cache(plain), "layers": lambda: layers(plain)}
     if device.type == "cuda":
-        from ..kernels.fused import prefill_attention as triton
+        from ..kernels.prefill_attention import prefill_attention as triton
 
         runs |= {"cache_triton": lambda: with_cache(triton), "layers_triton": lambda: layers(triton)}
     if not with_cache(plain).isfinite().all():

@@ -7,7 +7,6 @@ Activations are FP32; the cache has the weights' dtype.
 
 from __future__ import annotations
 
-import importlib.util
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,8 +28,13 @@ def missing(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this decoder cannot run priors in `dtype` on `device`, or None."""
     if device.type != "cuda":
         return "it needs an NVIDIA GPU"
-    if importlib.util.find_spec("triton") is None:
+    try:
+        from triton import __version__ as version
+    except ImportError:
         return "the package triton is not installed"
+    # Before, programmatic dependent launch and products of few items do not compile.
+    if tuple(map(int, version.split(".")[:2])) < (3, 5):
+        return f"it needs triton 3.5 or newer, not {version}"
     if dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
         return "bfloat16 needs compute capability 8.0"
     return None

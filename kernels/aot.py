@@ -106,8 +106,8 @@ class Resources:
         return found
 
 
-def decode_specializations(name: str, shape: Shape, stored: str) -> Iterator[Specialization]:
-    """All kernels of a decode step of one item with weights stored as `stored`, for COMPILED_FOR."""
+def decode_specializations(name: str, shape: Shape, stored: str, batch: int = 1) -> Iterator[Specialization]:
+    """All kernels of a decode step of `batch` items with weights stored as `stored`, for COMPILED_FOR."""
     int8 = stored == "int8"
     weight_dtype = STORED[stored]
     # Whatever is not quantized is FP16 beside int8.
@@ -127,13 +127,13 @@ def decode_specializations(name: str, shape: Shape, stored: str) -> Iterator[Spe
     slots_of = {"row": row_len, "column": context, "previous_row": 2 * row_len}
     slots_of |= {"dense": context, "lyrics": shape.lyric_reach} if shape.lyric_reach else {}
     slots_of |= {"cross": shape.cross} if shape.cross else {}
-    x, hidden, positions = meta(1, width), meta(1, mlp_width), meta(1, dtype=torch.int64)
+    x, hidden, positions = meta(batch, width), meta(batch, mlp_width), meta(batch, dtype=torch.int64)
     norm = meta(width, dtype=dtype), meta(width, dtype=dtype)
-    q, parts = meta(1, attn_width), ()
+    q, parts = meta(batch, attn_width), ()
     for pattern, slots in slots_of.items():
-        kv = meta(2, 1, heads, slots, head_dim, dtype=dtype)
+        kv = meta(2, batch, heads, slots, head_dim, dtype=dtype)
         count, _ = attention_parts(pattern, row_len, slots)
-        parts = meta(1, count, heads, head_dim), meta(1, count, heads), meta(1, count, heads)
+        parts = meta(batch, count, heads, head_dim), meta(batch, count, heads), meta(batch, count, heads)
         projected = attn_width if pattern == "cross" else 3 * attn_width
         qkv, bias = matrix(width, projected), meta(projected, dtype=dtype)
         where = pattern, row_len
@@ -147,11 +147,11 @@ def decode_specializations(name: str, shape: Shape, stored: str) -> Iterator[Spe
     yield named("norm_up", fused.norm_up(hidden, x, *norm, up.weight, bias, up.scale))
     down, bias = matrix(mlp_width, width), meta(width, dtype=dtype)
     yield named("down_residual", fused.down_residual(x, hidden, x, x, down.weight, bias, down.scale))
-    head, logits = matrix(width, size), meta(1, size)
-    cond = meta(1, context, width, dtype=dtype) if shape.conditioned else None
+    head, logits = matrix(width, size), meta(batch, size)
+    cond = meta(batch, context, width, dtype=dtype) if shape.conditioned else None
     last_cond = None if shape.separate_head else cond
     yield named("head_logits", fused.head_logits(logits, x, last_cond, positions, *head))
-    codes, items, key = (meta(*sizes, dtype=torch.int64) for sizes in ((1, context), (1,), (4,)))
+    codes, items, key = (meta(*sizes, dtype=torch.int64) for sizes in ((batch, context), (batch,), (4,)))
     embeddings = meta(size, width, dtype=dtype), meta(context, width, dtype=dtype)
     yield named("sample_step", fused.sample_step(codes, x, positions, logits, items, key, meta(3), *embeddings, cond))
 
@@ -184,13 +184,15 @@ def _resource_usage(cubin: str) -> dict[str, int]:
     return {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", line)}
 
 
-def specializations(architecture: int, name: str, stored: str, attention: bool = True) -> list[Specialization]:
+def specializations(
+    architecture: int, name: str, stored: str, attention: bool = True, batch: int = 1
+) -> list[Specialization]:
     """What to compile for one shape; what two patterns share comes once. No BF16 before sm_80."""
     if stored == "bf16" and architecture < 80:
         return []
     shape = SHAPES[name]
     token = COMPILED_FOR.set(architecture)
-    found = {one.name: one for one in decode_specializations(name, shape, stored)}
+    found = {one.name: one for one in decode_specializations(name, shape, stored, batch)}
     COMPILED_FOR.reset(token)
     if attention and stored != "int8":
         row_len = shape.context_len // shape.num_rows
@@ -199,8 +201,8 @@ def specializations(architecture: int, name: str, stored: str, attention: bool =
     return list(found.values())
 
 
-def _compile_all(architecture: int, name: str, stored: str, attention: bool, match: str) -> list[Resources]:
-    found = specializations(architecture, name, stored, attention)
+def _compile_all(architecture: int, name: str, stored: str, attention: bool, batch: int, match: str) -> list[Resources]:
+    found = specializations(architecture, name, stored, attention, batch)
     return [compile_one(one, architecture) for one in found if re.search(match, one.name)]
 
 
@@ -220,11 +222,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--shape", nargs="+", default=tuple(SHAPES), choices=SHAPES)
     parser.add_argument("--stored", nargs="+", default=tuple(STORED), choices=STORED)
     parser.add_argument("--decode-only", action="store_true", help="leave out prefill attention and distillation")
+    parser.add_argument("--batch", type=int, default=1, help="items of a decode step")
     parser.add_argument("--match", default="", help="regular expression that a kernel's name must match")
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args(arguments)
     kinds = [
-        (architecture, shape, stored, not options.decode_only, options.match)
+        (architecture, shape, stored, not options.decode_only, options.batch, options.match)
         for architecture in options.arch
         for shape in options.shape
         for stored in options.stored

@@ -228,7 +228,9 @@ def tile(weight: Tensor, batch: int, scale: Tensor | None = None) -> Tile:
         block_k = max(min(triton.next_power_of_2(n_in), widest), 128)
         # An instruction's 16 outputs: at width 1920 a program for each of 120 multiprocessors, 61 KB of FP16 weights
         # in flight on each. Narrow inputs leave room for 32, whose programs look at all items half as often.
-        block_n, items = 16 if n_in > 512 else 32, min(triton.next_power_of_2(batch), 8)
+        block_n = 16 if n_in > 512 else 32
+        # Of several blocks' statistics and products only two items' find registers.
+        items = min(triton.next_power_of_2(batch), 8 if n_in <= widest else 2)
         # Four inputs to a lane even of one item: statistics are summed in the same order for any number of items.
         num_warps = min(block_k // 128, 8)
     else:
@@ -238,8 +240,9 @@ def tile(weight: Tensor, batch: int, scale: Tensor | None = None) -> Tile:
         # int8 weights are FP32 in registers: with more outputs than FP32 weights have, some compilers spill.
         block_n = max(1, min(16384 // (block_k * (4 if size == 1 else size)), 16 // max(size, 2)))
         items, num_warps = 1, 4
-    # The next items' inputs are fetched while these are multiplied, where shared memory holds them: 131 KB.
-    stages = 2 if batch > items > 1 and capability(weight) in (80, 90, 100) else 1
+    # The next items' inputs are fetched while these are multiplied, where shared memory holds them: 131 KB. Of wider
+    # layers it would have to hold all blocks' weights, too.
+    stages = 2 if batch > items > 1 and n_in <= block_k and capability(weight) in (80, 90, 100) else 1
     if not capability(weight):
         # The interpreter takes milliseconds per program, whatever its size.
         block_n = 64

@@ -150,6 +150,19 @@ def test_it_says_why_it_cannot_run():
     assert missing(torch.device("cpu"), torch.float32) == "it needs an NVIDIA GPU"
 
 
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [
+        ("3.4.1", "it needs triton 3.5 or newer, not 3.4.1"),
+        ("3.5.0+git12", None),
+        ("3.10.0", None),
+    ],
+)
+def test_it_needs_a_triton_that_compiles_its_kernels(version, reason, monkeypatch):
+    monkeypatch.setattr("triton.__version__", version)
+    assert missing(torch.device("cuda"), torch.float16) == reason
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-2), (torch.float16, 0.25), (torch.bfloat16, 2.0)])
 def test_a_window_of_the_models_width(randomize, device, dtype, tolerance):

@@ -93,6 +93,21 @@ def test_decode_kernels_compile_and_do_not_spill(tmp_path, architecture, upsampl
         assert row["shared"] <= 48 << 10, row
 
 
+# Of several items inputs go through shared memory, whose size in the interpreter nobody counts.
+@pytest.mark.parametrize("stored", ["fp16", "int8"])
+def test_kernels_of_many_items_find_shared_memory_and_registers_at_every_width(tmp_path, stored):
+    rows = []
+    for shape in ("upsampler", "top-5b"):
+        options = ("--arch", "90", "--shape", shape, "--stored", stored, "--batch", "32", "--decode-only")
+        rows += compiled(
+            tmp_path / "aot.json", *options, "--match", r"norm_qkv\[row\]|norm_up|down_residual|head_logits"
+        )
+    assert len(rows) == 8
+    for row in rows:
+        # What a program may have on an H200.
+        assert row["shared"] <= 227 << 10 and row["stack"] == row["local"] == 0, row
+
+
 # Kernels that once took more shared memory than a P100 has, or spilled; one for each way to multiply matrices.
 @pytest.mark.parametrize(
     ("architecture", "stored", "kernel"),

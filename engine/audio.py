@@ -124,8 +124,9 @@ def write_audio(path: str | Path, samples: Tensor, sample_rate: int) -> list[Pat
             content = io.BytesIO()
             with soundfile.SoundFile(content, "w", sample_rate, 1, format=path.suffix[1:].upper()) as file:
                 # In blocks: libsndfile 1.2 crashes on a minute of ogg in one piece.
-                for block in item.clamp(-1, 1).split(BLOCK):
-                    file.write(block.numpy())
+                for block in item.split(BLOCK):
+                    # By NumPy: PyTorch would wait for threads that a forked process does not have.
+                    file.write(np.clip(block.numpy(), -1, 1))
             # Not by libsndfile, which calls a full disk "System error".
             temporary.write_bytes(content.getbuffer())
             os.replace(temporary, item_path)

@@ -113,12 +113,14 @@ class Jukebox:
 
     def prior(self, level: int, resident: bool = True) -> Prior:
         """The prior of `level`, loaded if need be; unless `resident`, all others are dropped if they are large. For a
-        native decoder its large matrices are as stored (see `checkpoint.load_prior`)."""
+        native decoder the matrices of large ones are as stored (see `checkpoint.load_prior`)."""
         if not resident and not self._keeps_priors:
             self._priors = {known: prior for known, prior in self._priors.items() if known == level}
         prior = self._priors.get(level)
         if prior is None:
-            prior = checkpoint.load_prior(self.folder, level, self.device, self.dtype, keep_fp16=self.backend.native)
+            # What stays is not left in the file's pages: they change if the file is written over.
+            in_file = self.backend.native and not self._keeps_priors
+            prior = checkpoint.load_prior(self.folder, level, self.device, self.dtype, keep_fp16=in_file)
             self._priors[level] = prior
         return prior
 

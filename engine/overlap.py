@@ -152,6 +152,12 @@ class Crew:
 
     def end(self) -> None:
         """Stop all threads, and wait for them whatever happens: one in C++ must not outlive the interpreter."""
+        if threading.current_thread() in self.workers:
+            # A request that nobody holds is collected where memory is asked for, here too: no thread waits for itself.
+            with self.lock:
+                self.stopped = True
+                self.changed.notify_all()
+            return
         interrupted = None
         while not self.stopped or any(worker.is_alive() for worker in self.workers):
             try:

@@ -4,6 +4,7 @@ the same result. What is done follows from the number of codes; there is no othe
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -141,7 +142,7 @@ class Run:
         """Keep others from working on this run until `release`, or until this process ends. Raises RunError where
         another is at work on it."""
         folder = os.open(self.folder, os.O_RDONLY)
-        close = weakref.finalize(self, os.close, folder)
+        close = weakref.finalize(self, _unlock, folder, os.getpid())
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -178,6 +179,14 @@ class Run:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _unlock(folder: int, process: int) -> None:
+    # A process that was forked meanwhile has the lock as well, and neither keeps it nor ends it for its parent.
+    if os.getpid() == process:
+        with contextlib.suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_UN)
+    os.close(folder)
 
 
 def _reason(error: Exception) -> str:

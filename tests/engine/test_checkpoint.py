@@ -60,7 +60,8 @@ def test_fp16_matrices_that_stay_as_stored_give_what_fp32_gives(tiny_config, tmp
     assert torch.equal(wide(codes), kept(codes))
 
 
-def test_a_jukebox_keeps_them_for_the_native_decoder_alone(tiny_config, tiny_model, tmp_path):
+def test_a_jukebox_keeps_them_for_the_native_decoder_alone(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(Jukebox, "KEPT_BYTES", 0)
     shutil.copytree(tiny_model, tmp_path / "half")
     prior = checkpoint.load_prior(tiny_model, 2)
     checkpoint.save_network(tmp_path / "half" / checkpoint.prior_file(2), prior, torch.float16)
@@ -69,6 +70,19 @@ def test_a_jukebox_keeps_them_for_the_native_decoder_alone(tiny_config, tiny_mod
         jukebox = Jukebox.from_pretrained(tmp_path / "half", "cpu", backend=backend)
         assert jukebox.prior(2).layers[0].up.weight.dtype == dtype
         assert jukebox.prior(2).dtype == jukebox.dtype == torch.float32
+
+
+def test_small_priors_outlive_their_files(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "half")
+    for level in range(3):
+        path = folder / checkpoint.prior_file(level)
+        checkpoint.save_network(path, checkpoint.load_prior(tiny_model, level), torch.float16)
+    jukebox, params = Jukebox.from_pretrained(folder, "cpu"), SamplingParams(seconds=0.05)
+    expected = jukebox.sample(params)
+    for path in folder.glob("prior_*"):
+        with path.open("r+b") as file:
+            file.truncate(1000)
+    assert torch.equal(jukebox.sample(params).audio, expected.audio)
 
 
 def test_files_are_fp16_unless_asked_otherwise(tiny_config, tmp_path):

@@ -87,6 +87,16 @@ def test_weights_of_fp16_values_give_the_codes_of_fp32(folder, params, tmp_path,
     assert_same(*(jukebox.sample(params) for jukebox in jukeboxes))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_callers_default_dtype_changes_nothing(jukebox, params, dtype):
+    expected = jukebox.sample(params)
+    torch.set_default_dtype(dtype)
+    try:
+        assert_same(jukebox.sample(params), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_a_stopped_run_goes_on_to_the_same(jukebox, params, tmp_path):
     expected = jukebox.sample(params)
     assert_same(stopped_and_resumed(jukebox, params, tmp_path / "run", 70)[0], expected)

@@ -5,6 +5,8 @@ import errno
 import json
 import os
 import shutil
+import signal
+import time
 
 import pytest
 import soundfile
@@ -152,6 +154,20 @@ def test_a_run_that_cannot_be_replaced_is_still_there(run, monkeypatch):
     monkeypatch.undo()
     assert_holds(run.folder, OLD)
     assert Run.open(run.folder).request == REQUEST
+
+
+def test_a_forked_process_does_not_keep_a_run(run):
+    run.acquire()
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+    try:
+        run.release()
+        Run.open(run.folder).acquire()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_one_at_a_time_works_on_a_run(run, jukebox, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..engine.decoder import BACKENDS
-from ..engine.threads import granted_cores
+from ..engine.threads import allowed_threads, granted_cores
 
 
 def positive(text: str) -> int:
@@ -29,10 +29,10 @@ def cores() -> int:
 
 def threads(text: str) -> int:
     """Of the CPU: no more than the cores that a container may keep busy."""
-    number, granted = positive(text), granted_cores()
-    if granted and number > granted:
-        raise argparse.ArgumentTypeError(f"{number} threads: this container may keep {granted} cores busy")
-    return number
+    try:
+        return allowed_threads(positive(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def amount(text: str) -> float:

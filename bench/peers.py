@@ -37,7 +37,7 @@ from . import agreement
 from .decode import DTYPES
 from .growing_cache import NOISE_BLOCK, GrowingCache
 from .harness import QUICK_ROUNDS, Rows, add_record_options, quantiles, rounds_of, seconds
-from .options import decoder, device, positive, threads
+from .options import cores, decoder, device, positive, threads
 
 TEMPERATURE = 0.99
 SEED = 1
@@ -245,7 +245,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--steps", type=positive, default=10, help="steps per round of the first peer")
     found.add_argument("--window", type=positive, nargs="?", const=64, metavar="STEPS", help="whole windows too")
     found.add_argument("--values", choices=["fp16", "fp32"], default="fp16", help="what the FP32 weights hold")
-    found.add_argument("--threads", type=threads, nargs="+", help="of the CPU [default: 1 2]")
+    found.add_argument("--threads", type=threads, nargs="+", help="of the CPU [default: 1 2, of one core 1]")
     found.add_argument("--quick", action="store_true", help="few rounds, the first batch, one number of threads")
     add_record_options(found)
     return found
@@ -269,7 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser()
     args = options.parse_args(arguments)
     gpu = torch.device(args.device).type == "cuda"
-    threads = args.threads or ([torch.get_num_threads()] if gpu else [1, 2])
+    threads = args.threads or ([torch.get_num_threads()] if gpu else sorted({1, min(2, cores())}))
     if args.quick:
         args.rounds, args.batch, threads = min(args.rounds, QUICK_ROUNDS), args.batch[:1], threads[-1:]
     args.backends = args.backends or (["eager", "triton"] if gpu else ["eager", "native"])

@@ -125,8 +125,7 @@ def write_audio(path: str | Path, samples: Tensor, sample_rate: int) -> list[Pat
             with soundfile.SoundFile(content, "w", sample_rate, 1, format=path.suffix[1:].upper()) as file:
                 # In blocks: libsndfile 1.2 crashes on a minute of ogg in one piece.
                 for block in item.split(BLOCK):
-                    # By NumPy: PyTorch would wait for threads that a forked process does not have.
-                    file.write(np.clip(block.numpy(), -1, 1))
+                    file.write(_clipped(block))
             # Not by libsndfile, which calls a full disk "System error".
             temporary.write_bytes(content.getbuffer())
             os.replace(temporary, item_path)
@@ -144,10 +143,15 @@ def wav_header(samples: int, sample_rate: int) -> bytes:
     return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", *sizes)
 
 
+def _clipped(samples: Tensor) -> np.ndarray:
+    # Not by PyTorch, which would wait for threads that a forked process does not have.
+    return np.clip(samples.numpy(), -1, 1)
+
+
 def wav_samples(samples: Tensor) -> bytes:
     """16-bit samples of `samples` [n], as `write_audio` rounds them."""
     import soundfile
 
     content = io.BytesIO()
-    soundfile.write(content, samples.clamp(-1, 1).numpy(), 1, "PCM_16", format="RAW")
+    soundfile.write(content, _clipped(samples), 1, "PCM_16", format="RAW")
     return content.getvalue()

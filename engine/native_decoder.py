@@ -59,7 +59,8 @@ class TeamSize:
         if not self.recent:
             return self.counts[0], 1
         if not self.calls_left and len(self.counts) > 1:
-            base, trial = self.best, self._neighbour()
+            base = self.best
+            trial = self._neighbour(base)
             new = trial not in self.recent
             if new or time.monotonic() >= self.next_trial:
                 self.base, self.trial = base, trial
@@ -75,9 +76,9 @@ class TeamSize:
         best = self.best
         return best, max(1, int(seconds / self.cost(best)))
 
-    def _neighbour(self) -> int:
-        """What to try beside the best: a count that was never tried, the larger first, or the one whose turn it is."""
-        place = self.counts.index(self.best)
+    def _neighbour(self, base: int) -> int:
+        """What to try beside `base`: a count that was never tried, the larger first, or the one whose turn it is."""
+        place = self.counts.index(base)
         neighbours = [*self.counts[place + 1 : place + 2], *self.counts[max(place - 1, 0) : place]]
         return min(neighbours, key=lambda count: (count in self.recent, count == self.trial))
 

@@ -33,17 +33,19 @@ def usable_threads() -> int:
     return min(threads, granted_cores() or threads)
 
 
-def take_threads(threads: int | None) -> None:
-    """Compute with so many threads; None: as many as there are cores, or as a container may use.
-
-    Raises:
-        ValueError: the container may not use so many.
-    """
+def allowed_threads(threads: int) -> int:
+    """`threads`. Raises ValueError where this container may not keep so many cores busy."""
     granted = granted_cores()
-    if threads and granted and threads > granted:
+    if granted and threads > granted:
         raise ValueError(f"{threads} threads: this container may keep {granted} cores busy, ask for no more")
-    if threads or granted:
-        torch.set_num_threads(threads or usable_threads())
+    return threads
+
+
+def take_threads(threads: int | None) -> None:
+    """Compute with so many threads; None: as many as there are cores, or as a container may use. Raises ValueError
+    where it may not use so many."""
+    if threads or granted_cores():
+        torch.set_num_threads(allowed_threads(threads) if threads else usable_threads())
 
 
 def alone(threads: int) -> None:

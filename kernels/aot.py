@@ -3,7 +3,9 @@
 `python -m fastjukebox.kernels.aot --json bench/results/aot.json` writes what each needs on each architecture:
 registers per thread, shared memory per program, and stack and local memory per thread. It fails if a kernel asks for
 more shared memory than its architecture gives a program, or if a decode kernel uses stack or local memory. Triton's
-cache keeps what was compiled, so that an interrupted run goes on where it stopped.
+cache keeps what was compiled, so that an interrupted run goes on where it stopped. The table is of one item. With
+`--arch 90 --batch 32 --decode-only` some fail, on Triton 3.8: project_attention of top-1b and top-5b takes 416 to 1,168
+B of stack, sample_step and, in BF16, head_logits of top-5b 8 and 16 B.
 """
 
 from __future__ import annotations

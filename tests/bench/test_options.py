@@ -19,6 +19,7 @@ from fastjukebox.bench import (
     scaling,
     table1,
 )
+from fastjukebox.engine import threads
 
 HERE = ["--device", "cpu"]
 
@@ -91,7 +92,7 @@ def test_a_file_that_cannot_be_appended_to_is_said_at_once(tmp_path, capsys):
 
 
 def test_in_a_container_no_more_threads_than_it_has_cores(monkeypatch, capsys):
-    monkeypatch.setattr(options, "granted_cores", lambda: 2)
+    monkeypatch.setattr(threads, "granted_cores", lambda: 2)
     assert options.threads("2") == 2
     with pytest.raises(SystemExit) as stopped:
         table1.main([*HERE, "--threads", "3"])

@@ -1,7 +1,6 @@
 """Rooflines: bytes by part are those of the tensors that decoders hold; records; the costs of exchanges on a GPU."""
 
 import dataclasses
-import math
 import os
 import subprocess
 import sys
@@ -194,9 +193,6 @@ def test_exchanges_on_a_gpu():
     programs = torch.cuda.get_device_properties(device).multi_processor_count
     with pytest.raises(ValueError, match="multiprocessors"):
         exchanges.GridBarriers(device, programs + 1, 1)
-    # How long they take, beside other tests on the same GPU, says nothing.
-    for found in (
-        exchanges.measure_barrier(device, programs, 2_000, 5),
-        exchanges.measure_boundary(device, programs, 2_000, False, 5),
-    ):
-        assert math.isfinite(found["us_per_exchange"]["p50"]) and found["rounds"] == 5
+    # Many, and in many rounds, so that their time is seen beside other tests on the same GPU.
+    assert exchanges.measure_barrier(device, programs, 20_000, 15)["us_per_exchange"]["p50"] > 0
+    assert exchanges.measure_boundary(device, programs, 5_000, False, 15)["us_per_exchange"]["p50"] > 0

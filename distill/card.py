@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from .systems import SYSTEMS, TEACHER, UPSAMPLERS
+from .systems import ALL, TEACHER, UPSAMPLERS
 from .work import Work
 
 
@@ -20,7 +20,7 @@ def card(work: Work) -> str:
             unit, snr, spectral = vqvae.samples_per_code(level), f"{found['snr_db']:.1f}", f"{found['spectral']:.3f}"
             took, use = (found["steps"], f"{found['minutes']:.0f}"), (f"{found['perplexity']:.0f}", found["codes_used"])
             vqvae_rows.append((level, unit, *took, snr, spectral, use[0], f"{use[1]:.0f}"))
-    for name in SYSTEMS:
+    for name in ALL:
         for level in work.levels:
             if found := work.figures(name, level):
                 minutes += found["minutes"]

@@ -24,7 +24,7 @@ from .parallel import device_name, own_device, processes
 from .pipeline import is_done, run_all, stages
 from .presets import PRESETS
 from .settings import changed
-from .systems import SERVED, SYSTEMS
+from .systems import ALL, SERVED, SYSTEMS
 from .trainer import TrainingStopped
 from .work import DEFAULT_PRESET, NotTrained, Work, begun_with
 
@@ -196,7 +196,7 @@ def prior(name: str, levels: tuple[int, ...], dry_run: bool, **options: Any) -> 
 
 @train.command()
 @common
-@system_option([name for name, system in SYSTEMS.items() if system.teacher])
+@system_option([name for name, system in ALL.items() if system.teacher])
 @level_option
 @dry_run_option
 def distill(name: str, levels: tuple[int, ...], dry_run: bool, **options: Any) -> None:
@@ -206,7 +206,7 @@ def distill(name: str, levels: tuple[int, ...], dry_run: bool, **options: Any) -
 
 @train.command()
 @common
-@click.option("--system", "names", type=click.Choice(list(SYSTEMS)), multiple=True, help="May be repeated.")
+@click.option("--system", "names", type=click.Choice(list(ALL)), multiple=True, help="May be repeated.")
 @level_option
 @click.option("--windows", type=click.IntRange(min=1), default=4, show_default=True, help="Of each held-out song.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Append the figures to this file, a line each.")
@@ -218,7 +218,7 @@ def eval(names: tuple[str, ...], levels: tuple[int, ...], windows: int, path: Pa
         wanted = [
             (name, level)
             for level in chosen(work, levels)
-            for name in names or SYSTEMS
+            for name in names or ALL
             if names or work.is_done(name, level)
         ]
         if not wanted:
@@ -233,7 +233,7 @@ def eval(names: tuple[str, ...], levels: tuple[int, ...], windows: int, path: Pa
 
 @train.command()
 @common
-@system_option(list(SYSTEMS))
+@system_option(list(ALL))
 @level_option
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Checkpoint folder to write."

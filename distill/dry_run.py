@@ -11,7 +11,7 @@ from ..engine.config import PriorConfig
 from ..engine.prior import Prior
 from ..engine.vqvae import VQVAE
 from .prior import PriorTraining
-from .systems import SYSTEMS, TEACHER
+from .systems import TEACHER, system
 from .work import Work
 
 
@@ -46,12 +46,12 @@ def _vqvae_line(work: Work, level: int) -> str:
 
 def _prior_lines(work: Work, name: str, level: int) -> list[str]:
     """A teacher that grows has two."""
-    recipe, preset = SYSTEMS[name], work.preset
+    recipe, preset = system(name), work.preset
     epoch = epoch_steps(work, level)
     teacher = 0
     if recipe.teacher:
         with torch.device("meta"):
-            teacher = _count(Prior(preset.prior_config(SYSTEMS[recipe.teacher], level)))
+            teacher = _count(Prior(preset.prior_config(system(recipe.teacher), level)))
     config, steps = preset.prior_config(recipe, level), preset.steps(recipe, level, epoch)
     rate = preset.rate(recipe, level)
     lines = [

@@ -11,7 +11,7 @@ from ..engine.config import ConditionerConfig, JukeboxConfig, PriorConfig, VQVAE
 from ..engine.config_json import Config
 from .objectives import Computing, Distillation
 from .prior import PriorTraining
-from .systems import TEACHER, System
+from .systems import DRAFTS, TEACHER, System
 from .vqvae import VQVAETraining
 
 
@@ -40,6 +40,8 @@ class Epochs:
     copied_rate: float = 1.0
     # Of a student's second stage, whatever its layers started from; None: as in the first.
     prediction_rate: float | None = None
+    # Of a draft's second stage; None: as a student's. Few layers have more to learn, both stages at the full rate.
+    draft: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Preset:
         epochs = self.epochs[level]
         if system.name == TEACHER:
             return epochs.grown_rate if epochs.shallow else 1.0
+        if system.name in DRAFTS:
+            return 1.0
         if system.objective == "prediction" and epochs.prediction_rate is not None:
             return epochs.prediction_rate
         return epochs.copied_rate if system.teacher and self.distillation.copy_layers else 1.0
@@ -88,7 +92,7 @@ class Preset:
         count = {
             "next_code": epochs.teacher if system.name == TEACHER else plain,
             "layers": epochs.layers,
-            "prediction": epochs.prediction,
+            "prediction": epochs.prediction if system.name not in DRAFTS or epochs.draft is None else epochs.draft,
         }[system.objective]
         return max(1, round(count * epoch_steps))
 
@@ -152,9 +156,9 @@ PRESETS: dict[str, Preset] = {
         # level at 18 layers, 1.2 million at 72, and 1.2 to 1.3 million for a student; 2.2 million for plain ones. The
         # longer a network has learned before it grows, the less its layers should be moved at once.
         epochs=(
-            Epochs(0.03, 0.005, 0.03, shallow=0.16, grown_rate=0.08, copied_rate=0.3, prediction_rate=0.08),
-            Epochs(0.13, 0.026, 0.11, shallow=1.0, grown_rate=0.08, copied_rate=0.5, prediction_rate=0.12),
-            Epochs(teacher=0.52, layers=0.1, prediction=0.42, shallow=1.9, plain=0.93),
+            Epochs(0.03, 0.005, 0.03, shallow=0.16, grown_rate=0.08, copied_rate=0.3, prediction_rate=0.08, draft=0.13),
+            Epochs(0.13, 0.026, 0.11, shallow=1.0, grown_rate=0.08, copied_rate=0.5, prediction_rate=0.12, draft=0.4),
+            Epochs(teacher=0.52, layers=0.1, prediction=0.42, shallow=1.9, plain=0.93, draft=1.2),
         ),
     ),
     # Section 4: layer losses for 20 epochs, then the prediction loss for 50; about 300 songs of one performer.

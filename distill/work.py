@@ -38,7 +38,7 @@ from .prior import PriorTraining, load_averaged, train_prior
 from .run_folder import FIGURES, check_same, not_written, read_figures, read_json, record, write_figures, write_json
 from .settings import differences, parsed, plain, refuse_other
 from .student import new_student, share_embeddings
-from .systems import SYSTEMS, TEACHER, UPSAMPLERS, System, system
+from .systems import TEACHER, UPSAMPLERS, System, system
 from .vqvae import load_level, train_level
 
 PRESET, AUDIO = "preset.json", "audio.json"
@@ -384,7 +384,7 @@ class Work:
     def _check(self, *runs: tuple[str, int]) -> None:
         for name, level in runs:
             if not self.is_done(name, level):
-                command = "vqvae" if name == "vqvae" else "distill" if SYSTEMS[name].teacher else "prior"
+                command = "vqvae" if name == "vqvae" else "distill" if system(name).teacher else "prior"
                 option = "" if name == "vqvae" else f" --system {name}"
                 raise NotTrained(
                     f"{self.run_folder(name, level)} is not done: run `fastjukebox-train {command}{option} "

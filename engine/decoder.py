@@ -41,6 +41,7 @@ class WindowTask:
         in FP32, or the prior's dtype.
     items, offset: item numbers [B], and the position in the song of the window's first code; with seed and level they
     say which random numbers are drawn.
+    draft: what a drafting prior is told, in the same codes, if its conditions are others (speculative_decoder.py).
     """
 
     codes: Tensor
@@ -53,6 +54,7 @@ class WindowTask:
     frame_cond: Tensor | None = None
     start_cond: Tensor | None = None
     lyrics: Tensor | None = None
+    draft: WindowTask | None = None
 
 
 class Decoder(Protocol):

@@ -17,6 +17,7 @@ from .decoder import choose_backend
 from .prior import Prior
 from .runs import Request, Run, RunError
 from .sampler import CodesLike, ProgressCallback, Sampling, SamplingParams, as_codes
+from .speculative_decoder import check_drafts, with_drafts
 from .threads import usable_threads
 from .vqvae import fingerprint
 
@@ -24,6 +25,7 @@ logger = logging.getLogger("fastjukebox")
 # The demo stack is student-18's; the others share what they can with it.
 MODELS = {
     "demo": checkpoint.DEMO,
+    "demo-3": checkpoint.DEMO / "student-3",
     "demo-24": checkpoint.DEMO / "student-24",
     "demo-72": checkpoint.DEMO / "teacher-72",
 }
@@ -57,7 +59,9 @@ class Jukebox:
     # Priors whose files hold no more together stay in memory, so that the next request finds them there.
     KEPT_BYTES = 1 << 28
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype, backend: str) -> None:
+    def __init__(
+        self, folder: Path, device: torch.device, dtype: torch.dtype, backend: str, draft: Jukebox | None = None
+    ) -> None:
         self.folder, self.device, self.dtype = folder, device, dtype
         self.config = checkpoint.load_config(folder)
         self.backend = choose_backend(backend, device, dtype)
@@ -66,6 +70,11 @@ class Jukebox:
         self.names = [checkpoint.load_names(folder, prior.level) for prior in self.config.priors]
         self._priors: dict[int, Prior] = {}
         self._keeps_priors = checkpoint.prior_bytes(folder, self.config) <= self._kept_bytes()
+        if draft:
+            if fingerprint(draft.vqvae) != fingerprint(self.vqvae):
+                raise ValueError(f"{draft.folder} cannot draft for {folder}: its codes are those of another VQ-VAE")
+            check_drafts(self.config.priors, draft.config.priors)
+            self.backend = with_drafts(self.backend, draft.prior)
         logger.info("%s on %s in %s with the %s decoder", folder.name, device, _dtype_name(dtype), self.backend.name)
 
     @classmethod
@@ -75,16 +84,19 @@ class Jukebox:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype | None = None,
         backend: str = "auto",
+        draft: str | Path | None = None,
     ) -> Jukebox:
         """The model in a checkpoint folder, or one that comes with the package ("demo").
 
         device: "auto" is "cuda" where there is one, else "cpu". dtype: of the priors; by default float32 on CPUs and
         float16 elsewhere. backend: "auto" takes the fastest decoder that can run and keeps the weights as they are;
-        "auto-int8" the fastest with weights rounded to int8, or what "auto" takes where there is none.
+        "auto-int8" the fastest with weights rounded to int8, or what "auto" takes where there is none. draft: a smaller
+        model of the same codes, a student of this one, that guesses codes ahead (speculative_decoder.py): the result
+        is to the bit the same, of wide networks sooner.
 
         Raises:
             CheckpointError: not a checkpoint folder, or a damaged one.
-            ValueError: a device, dtype or backend that cannot be used here; says why.
+            ValueError: a device, dtype, backend or draft that cannot be used here; says why.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -100,7 +112,8 @@ class Jukebox:
             if dtype not in DTYPES:
                 raise ValueError(f"dtype must be {', '.join(DTYPES)}, not {dtype!r}")
             dtype = DTYPES[dtype]
-        return cls(_model_folder(path_or_name), device, dtype, backend)
+        drafts = None if draft is None else cls(_model_folder(draft), device, dtype, backend)
+        return cls(_model_folder(path_or_name), device, dtype, backend, drafts)
 
     def _kept_bytes(self) -> int:
         if self.device.type != "cuda":
@@ -237,10 +250,14 @@ class Jukebox:
 
     @classmethod
     def resume(
-        cls, run_dir: str | Path, progress: ProgressCallback | None = None, model: str | Path | None = None
+        cls,
+        run_dir: str | Path,
+        progress: ProgressCallback | None = None,
+        model: str | Path | None = None,
+        draft: str | Path | None = None,
     ) -> Result:
         """Go on with a run to the result that an undisturbed run gives. `model`: where its weights are now, if they
-        have moved.
+        have moved. `draft`: as for `from_pretrained`, whatever the run was begun with.
 
         Raises:
             RunError: not a run, or the model's weights are not those that it began with.
@@ -255,7 +272,7 @@ class Jukebox:
             raise RunError(f"{run.folder} needs its model, in {folder}: {error.strerror}; {where}") from None
         if weights != request.fingerprint:
             raise RunError(f"{run.folder} was begun with other weights than {folder} holds")
-        jukebox = cls.from_pretrained(folder, request.device, request.dtype, request.backend)
+        jukebox = cls.from_pretrained(folder, request.device, request.dtype, request.backend, draft)
         run.acquire()
         codes = run.load()
         try:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import statistics
 import time
-from collections import deque
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -17,78 +15,10 @@ from .decoder import WindowTask
 from .kv_cache import num_slots
 from .prior import Prior
 from .threads import one_thread, usable_threads
+from .trials import TeamSize
 
 if TYPE_CHECKING:
     from .convolution import ResidualBlock, ResidualStack
-
-
-class TeamSize:
-    """How many threads decode: one, two, four and so on, or as many as are allowed.
-
-    The threads meet dozens of times in a step. Small networks have work for few of them, and where other work has one
-    of the cores, the scheduler may put two of them on the same core, where each meeting waits for a time slice: then
-    one thread is faster by far. So the next smaller and the next larger number are tried by turns, again from time to
-    time; the codes do not depend on it. A single call tells little on a busy machine: what counts is the median of the
-    last three.
-    """
-
-    # What trials lose may be this part of the time between them. They are long enough for a second core to wake up,
-    # which takes milliseconds in a virtual machine.
-    TRIAL_SECONDS, TRIAL_CALLS, LOSS = 0.03, 3, 0.02
-    SHORTEST_PAUSE = 0.05
-
-    def __init__(self, most: int) -> None:
-        self.counts = sorted({most, *(1 << power for power in range(most.bit_length()))})
-        # Seconds per step of each count's last calls.
-        self.recent: dict[int, deque[float]] = {}
-        # The count that is tried, or was last, and the one that it is held against.
-        self.trial, self.base = 0, 0
-        self.calls_left, self.lost, self.next_trial = 0, 0.0, 0.0
-
-    def cost(self, count: int) -> float:
-        """Seconds per step as far as is known."""
-        return statistics.median(self.recent[count])
-
-    @property
-    def best(self) -> int:
-        """The fastest count as far as is known."""
-        return min(self.recent, key=self.cost)
-
-    def next_call(self, seconds: float) -> tuple[int, int]:
-        """Threads and steps of the next call, which is to last about `seconds`, or far less if it is a trial."""
-        if not self.recent:
-            return self.counts[0], 1
-        if not self.calls_left and len(self.counts) > 1:
-            base = self.best
-            trial = self._neighbour(base)
-            new = trial not in self.recent
-            if new or time.monotonic() >= self.next_trial:
-                self.base, self.trial = base, trial
-                # The first call of all only tells how long the others may be.
-                self.calls_left, self.lost = self.TRIAL_CALLS + new, 0.0
-        if self.calls_left:
-            known = self.recent.get(self.trial)
-            if not known:
-                # It may be slower by any factor.
-                return self.trial, 1
-            steps = self.TRIAL_SECONDS / max(self.TRIAL_CALLS * self.cost(self.base), min(known))
-            return self.trial, max(1, int(steps))
-        best = self.best
-        return best, max(1, int(seconds / self.cost(best)))
-
-    def _neighbour(self, base: int) -> int:
-        """What to try beside `base`: a count that was never tried, the larger first, or the one whose turn it is."""
-        place = self.counts.index(base)
-        neighbours = [*self.counts[place + 1 : place + 2], *self.counts[max(place - 1, 0) : place]]
-        return min(neighbours, key=lambda count: (count in self.recent, count == self.trial))
-
-    def measured(self, threads: int, steps: int, seconds: float) -> None:
-        """What a call has taken."""
-        if self.calls_left:
-            self.lost += seconds - steps * self.cost(self.base)
-            self.calls_left -= 1
-            self.next_trial = time.monotonic() + max(self.SHORTEST_PAUSE, self.lost / self.LOSS)
-        self.recent.setdefault(threads, deque(maxlen=3)).append(seconds / steps)
 
 
 def _conditioner(prior: Prior) -> NativeConditioner | None:
@@ -186,11 +116,23 @@ class NativeDecoder:
         if len(task.codes) > lanes:
             raise ValueError(f"{len(task.codes)} items for a decoder of {lanes}")
         self.task = task
+        self._native_task = self.model.task(
+            task.codes,
+            task.items,
+            task.frame_cond,
+            task.start_cond,
+            seed=task.seed,
+            offset=task.offset,
+            level=task.level,
+            temperature=task.sampling.temperature,
+            top_k=task.sampling.top_k,
+            top_p=task.sampling.top_p,
+        )
         with torch.inference_mode(), one_thread():
             self.prior.read_lyrics(task.lyrics, self.cache)
 
     def extend(self, start: int, stop: int) -> None:
-        task, row_len = self.task, self.prior.config.row_len
+        row_len = self.prior.config.row_len
         native_library.rest_pytorch_threads()
         while start < stop:
             threads, positions = self.prompt_team.next_call(self.SECONDS_PER_CALL)
@@ -198,38 +140,25 @@ class NativeDecoder:
             positions = positions // row_len * row_len or positions
             last = min(start + max(positions, self.FEWEST_POSITIONS), stop)
             begun = time.perf_counter()
-            self.model.prefill(
-                task.codes,
-                start,
-                last,
-                frame_cond=task.frame_cond,
-                start_cond=task.start_cond,
-                threads=threads,
-            )
+            self.model.prefill(self._native_task, start, last, threads)
             self.prompt_team.measured(threads, last - start, time.perf_counter() - begun)
             start = last
 
     def run(self, start: int, stop: int) -> None:
-        task = self.task
         native_library.rest_pytorch_threads()
         while start < stop:
             threads, steps = self.team.next_call(self.SECONDS_PER_CALL)
             steps = min(steps, stop - start)
             begun = time.perf_counter()
-            self.model.decode(
-                task.codes,
-                task.items,
-                start,
-                start + steps,
-                frame_cond=task.frame_cond,
-                start_cond=task.start_cond,
-                seed=task.seed,
-                offset=task.offset,
-                level=task.level,
-                temperature=task.sampling.temperature,
-                top_k=task.sampling.top_k,
-                top_p=task.sampling.top_p,
-                threads=threads,
-            )
+            self.decode(start, start + steps, threads)
             self.team.measured(threads, steps, time.perf_counter() - begun)
             start += steps
+
+    def decode(self, start: int, stop: int, threads: int) -> None:
+        """As `run`, in one call of so many threads."""
+        self.model.decode(self._native_task, start, stop, threads)
+
+    def speculate(self, draft: NativeDecoder, start: int, stop: int, length: int, threads: int) -> int:
+        """As `decode`, by drafts of `length` codes of a decoder with a task of the same codes. Returns how many of the
+        codes were drafted right."""
+        return self.model.speculate(self._native_task, draft.model, draft._native_task, start, stop, length, threads)

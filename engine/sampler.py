@@ -19,6 +19,7 @@ from .config import JukeboxConfig
 from .decoder import Backend, Decoder, LevelSampling, WindowTask
 from .labels import Labels, Names, level_labels
 from .prior import Prior
+from .speculative_decoder import SpeculativeDecoder
 from .windows import LevelPlan, Window, plan_levels, schedule
 
 # A 16-bit wav of 44.1 kHz holds 13.5 hours.
@@ -262,6 +263,13 @@ class Sampling:
 
     def task(self, window: Window, items: range, prior: Prior, decoder: Decoder) -> WindowTask:
         """What a decoder is given for some items of a window: conditions, and the prompt as far as it is there."""
+        task = self._task(window, items, prior, decoder)
+        if isinstance(decoder, SpeculativeDecoder) and not decoder.same_conditions and len(items) == 1:
+            draft = self._task(window, items, decoder.draft.prior, decoder.draft)
+            return replace(task, draft=replace(draft, codes=task.codes))
+        return task
+
+    def _task(self, window: Window, items: range, prior: Prior, decoder: Decoder) -> WindowTask:
         level, device, rows = window.level, prior.device, slice(items.start, items.stop)
         vqvae, lyric_len = self.config.vqvae, prior.config.lyric_len
         prompt_len = lyric_len + window.first - window.start

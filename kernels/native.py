@@ -11,6 +11,7 @@ in an instruction, and exactly.
 from __future__ import annotations
 
 import copy
+import ctypes
 import math
 import mmap
 from collections.abc import Sequence
@@ -159,68 +160,76 @@ class NativeModel:
         other._model.layers = other._layers
         return other
 
-    def decode(
+    def task(
         self,
         codes: Tensor,  # [B, context_len] int64, written in place
         items: Tensor,  # [B] int64
-        start: int,
-        stop: int,
-        *,
         frame_cond: Tensor | None,  # [B, context_len, W] FP32
         start_cond: Tensor | None,  # [B, 1, W] FP32
+        *,
         seed: int,
         offset: int,
         level: int,
         temperature: float,
         top_k: int,
         top_p: float,
-        threads: int,
-    ) -> None:
-        """Write codes start ... stop - 1. All tensors are contiguous and on the CPU. Lets other Python threads run."""
-        task = self._task(
-            (start, stop),
-            codes,
-            items,
-            frame_cond,
-            start_cond,
+    ) -> Task:
+        """What a window's calls take. All tensors are contiguous and on the CPU; the task keeps them. Raises ValueError
+        for what does not fit: C++ believes all of it."""
+        batch, length, width = len(codes), self._model.context_len, self._model.width
+        shapes = (batch, length), (batch,), (batch, length, width), (batch, 1, width)
+        tensors = codes, items, frame_cond, start_cond
+        pointers = dict[str, int | None]()
+        for (name, dtype), tensor, shape in zip(TENSORS.items(), tensors, shapes, strict=True):
+            if tensor is not None and not (tensor.is_contiguous() and tensor.dtype is dtype and tensor.shape == shape):
+                found = f"{tensor.dtype} {tuple(tensor.shape)} of strides {tensor.stride()}"
+                raise ValueError(f"{name} must be a contiguous tensor {shape} of {dtype}, not {found}")
+            pointers[name] = None if tensor is None else tensor.data_ptr()
+        task = Task(
+            batch=batch,
             seed=seed,
             offset=offset,
             level=level,
             top_k=top_k,
             temperature=temperature,
             top_p=top_p,
+            **pointers,
         )
+        task.tensors = tensors
+        return task
+
+    def decode(self, task: Task, start: int, stop: int, threads: int) -> None:
+        """Write codes start ... stop - 1. Lets other Python threads run, as do the others."""
+        self._check(start, stop)
         check(library().fastjukebox_decode(byref(self._model), byref(task), start, stop, threads), threads)
 
-    def prefill(
-        self,
-        codes: Tensor,  # [B, context_len] int64
-        start: int,
-        stop: int,
-        *,
-        frame_cond: Tensor | None,  # [B, context_len, W] FP32
-        start_cond: Tensor | None,  # [B, 1, W] FP32
-        threads: int,
-    ) -> None:
+    def prefill(self, task: Task, start: int, stop: int, threads: int) -> None:
         """Put positions start ... stop - 1 into the cache, which holds all earlier ones: to the bit what `decode` would
         leave there."""
-        task = self._task((start, stop), codes, None, frame_cond, start_cond)
+        self._check(start, stop)
         check(library().fastjukebox_prefill(byref(self._model), byref(task), start, stop, threads), threads)
 
-    def _task(self, positions: tuple[int, int], codes: Tensor, *others: Tensor | None, **sampling: float) -> Task:
-        """Of codes, items, frame_cond and start_cond; its pointers are good as long as they. Raises ValueError for what
-        does not fit: C++ believes all of it."""
-        batch, length, width = len(codes), self._model.context_len, self._model.width
-        if not 0 <= positions[0] <= positions[1] <= length:
-            raise ValueError(f"positions {positions[0]} to {positions[1]} of a window of {length}")
-        shapes = (batch, length), (batch,), (batch, length, width), (batch, 1, width)
-        pointers = dict[str, int | None]()
-        for (name, dtype), tensor, shape in zip(TENSORS.items(), (codes, *others), shapes, strict=True):
-            if tensor is not None and not (tensor.is_contiguous() and tensor.dtype is dtype and tensor.shape == shape):
-                found = f"{tensor.dtype} {tuple(tensor.shape)} of strides {tensor.stride()}"
-                raise ValueError(f"{name} must be a contiguous tensor {shape} of {dtype}, not {found}")
-            pointers[name] = None if tensor is None else tensor.data_ptr()
-        return Task(batch=batch, **pointers, **sampling)
+    def speculate(
+        self, task: Task, draft: NativeModel, draft_task: Task, start: int, stop: int, length: int, threads: int
+    ) -> int:
+        """Write the codes of one item that `decode` would write, by drafts of up to `length` codes (csrc/decode.h).
+        Returns how many of them were drafted right.
+
+        draft_task: the draft's, of the same codes, with conditions of its own.
+        """
+        self._check(start, stop)
+        if task.batch != 1 or draft_task.codes != task.codes or draft._model.context_len != self._model.context_len:
+            raise ValueError("drafts are for one item, in the same codes")
+        if length < 1:
+            raise ValueError(f"drafts of {length} codes")
+        counts = (ctypes.c_int64 * 2)()
+        models = byref(self._model), byref(task), byref(draft._model), byref(draft_task)
+        check(library().fastjukebox_speculate(*models, start, stop, length, threads, counts), threads)
+        return counts[1]
+
+    def _check(self, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= self._model.context_len:
+            raise ValueError(f"positions {start} to {stop} of a window of {self._model.context_len}")
 
 
 class LayerCache:

@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_uint64, c_void_p
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INSTRUCTION_SETS = ("portable", "avx2", "avx512", "avx512-vnni")
 
@@ -64,6 +68,8 @@ class Model(Structure):
 
 
 class Task(Structure):
+    # What its pointers point to.
+    tensors: tuple[Tensor | None, ...]
     _fields_ = [
         ("batch", c_int32),
         ("codes", c_void_p),
@@ -125,6 +131,8 @@ def library() -> ctypes.CDLL:
     lib.fastjukebox_isa.restype = c_char_p
     for function in (lib.fastjukebox_decode, lib.fastjukebox_prefill):
         function.argtypes = [POINTER(Model), POINTER(Task), c_int32, c_int32, c_int32]
+    models = [POINTER(Model), POINTER(Task)] * 2
+    lib.fastjukebox_speculate.argtypes = [*models, c_int32, c_int32, c_int32, c_int32, POINTER(c_int64)]
     place = [POINTER(Conditioner), c_void_p, c_int32, c_void_p, c_void_p]
     lib.fastjukebox_condition.argtypes = [*place, c_int32, c_int32]
     lib.fastjukebox_condition_room.argtypes = [POINTER(Conditioner), c_int32]

@@ -17,7 +17,7 @@ import click
 
 from ..stopping import Stopped, end_at_once
 from .labels import as_in, given_labels, told
-from .options import PATH, REPORT_OPTIONS, Settings, sampling_options, shared_help, with_options
+from .options import DRAFT_OPTION, PATH, REPORT_OPTIONS, Settings, sampling_options, shared_help, with_options
 from .terminal import Command, ProgressBar, load_model, new_file, report
 
 if TYPE_CHECKING:
@@ -89,12 +89,14 @@ def upsample(codes: Path, out: str, from_level: int | None, item: int | None, se
 @click.option("--output", type=PATH, metavar="OUT", help="Instead of the file that the run was begun for.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
 @click.option("--model", metavar="NAME|FOLDER", help="Where the run's model is now, if it has moved.")
+@DRAFT_OPTION
 @with_options(*REPORT_OPTIONS)
 def resume(
     run: Path,
     output: Path | None,
     overwrite: bool,
     model: str | None,
+    draft: str | None,
     threads: int | None,
     plot: Path | None,
     plot_beside: Path | None,
@@ -124,7 +126,7 @@ def resume(
     end_at_once(lambda: _go_on(run))
     with ProgressBar(quiet) as bar:
         try:
-            result = Jukebox.resume(run, bar, model)
+            result = Jukebox.resume(run, bar, model, draft)
         except KeyboardInterrupt as interrupt:
             raise Stopped(interrupt, _go_on(run)) from None
     wall = time.monotonic() - started
@@ -166,7 +168,7 @@ def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | Non
         made = _made(run)
         end_at_once(lambda: "; nothing is saved yet" if _made(run) == made else _go_on(run))
     model = settings.model or "demo"
-    jukebox = load_model(model, settings.device, settings.dtype, settings.backend, settings.threads)
+    jukebox = load_model(model, settings.device, settings.dtype, settings.backend, settings.threads, settings.draft)
     given = give(jukebox) if give else None
     if given:
         if settings.samples is None:

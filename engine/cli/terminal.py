@@ -118,15 +118,23 @@ def report(rows: Sequence[tuple[str, str]], err: bool = False) -> None:
         click.echo(f"{name:{width}}  {value}", err=err)
 
 
-def load_model(model: str, device: str, dtype: str | None, backend: str, threads: int | None = None) -> Jukebox:
+def load_model(
+    model: str,
+    device: str,
+    dtype: str | None,
+    backend: str,
+    threads: int | None = None,
+    draft: str | None = None,
+) -> Jukebox:
     """Raises ValueError (CheckpointError) where it cannot be used."""
     from ..jukebox import MODELS, Jukebox
     from ..threads import take_threads
 
     take_threads(threads)
-    if model not in MODELS and not Path(model).expanduser().is_dir():
-        raise ValueError(f"no model {model!r}: it is neither a folder nor one of the names {', '.join(MODELS)}")
-    return Jukebox.from_pretrained(model, device, dtype, backend)
+    for name in (model, draft):
+        if name is not None and name not in MODELS and not Path(name).expanduser().is_dir():
+            raise ValueError(f"no model {name!r}: it is neither a folder nor one of the names {', '.join(MODELS)}")
+    return Jukebox.from_pretrained(model, device, dtype, backend, draft)
 
 
 def new_file(path: Path, overwrite: bool) -> Path:

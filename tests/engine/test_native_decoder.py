@@ -12,7 +12,7 @@ import torch
 from fastjukebox.engine.config import ConditionerConfig
 from fastjukebox.engine.decoder import BACKENDS, EagerDecoder, LevelSampling, WindowTask, choose_backend
 from fastjukebox.engine.kv_cache import KVCache
-from fastjukebox.engine.native_decoder import NativeDecoder, TeamSize
+from fastjukebox.engine.native_decoder import NativeDecoder
 from fastjukebox.engine.patterns import Pattern
 from fastjukebox.kernels import native, native_library, philox, reference
 from hypothesis import given, settings
@@ -117,66 +117,6 @@ def test_an_items_codes_depend_neither_on_the_batch_nor_on_the_threads(heads, al
             decoder = with_team(NativeDecoder(prior, batch), threads)
             part = decode(decoder, make_task(prior, batch, 20, cond=True, first_item=first))
             assert torch.equal(part, whole[first : first + batch])
-
-
-def simulated(team, cost, calls, monkeypatch):
-    """Threads of each of so many calls that are to last 0.25 s, where a step costs cost(threads) seconds, and what part
-    of the time the better count would have saved."""
-    now, chosen, least = [0.0], [], 0.0
-    monkeypatch.setattr("fastjukebox.engine.native_decoder.time.monotonic", lambda: now[0])
-    team.next_trial = 0.0
-    for _ in range(calls):
-        threads, steps = team.next_call(0.25)
-        assert steps >= 1
-        seconds = steps * cost(threads)
-        now[0] += seconds
-        least += steps * min(cost(count) for count in team.counts)
-        team.measured(threads, steps, seconds)
-        chosen.append(threads)
-    return chosen, 1 - least / now[0]
-
-
-@pytest.mark.parametrize(
-    ("cost", "tried"),
-    [
-        (lambda threads: 1e-4 if threads == 1 else 3e-3, {1, 2}),
-        (lambda threads: 4e-4 / threads, {6, 12}),
-        (lambda threads: 1e-2 / threads, {6, 12}),
-        # Six threads do as much as there is to be gained.
-        (lambda threads: 4e-4 / threads + 1e-5 * threads, {4, 6, 12}),
-        (lambda threads: 1e-4 * abs(threads - 4) + 1e-4, {2, 4, 6}),
-        (lambda threads: 1e-4, {1, 2}),
-    ],
-)
-def test_the_fastest_team_decodes_and_trials_of_others_cost_little(cost, tried, monkeypatch):
-    team = TeamSize(12)
-    team.counts = [1, 2, 4, 6, 12]
-    chosen, lost = simulated(team, cost, 400, monkeypatch)
-    assert lost < 0.03
-    # Its neighbours again and again, not in the beginning only.
-    assert set(chosen[100:]) == tried
-
-
-@pytest.mark.parametrize(("most", "counts"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16])])
-def test_teams_of_every_size_are_there_to_choose_from(most, counts):
-    assert TeamSize(most).counts == counts
-
-
-def test_a_team_follows_a_machine_that_becomes_busy(monkeypatch):
-    team = TeamSize(2)
-    assert simulated(team, lambda threads: 1e-4 if threads == 2 else 2e-4, 50, monkeypatch)[0][-1] == 2
-    assert simulated(team, lambda threads: 5e-3 if threads == 2 else 2e-4, 50, monkeypatch)[0][-1] == 1
-
-
-def test_one_slow_call_changes_nothing():
-    team = TeamSize(2)
-    for threads, seconds in ((1, 2e-4), (2, 1e-4), (2, 1e-4), (2, 1e-4), (1, 2e-4), (2, 1e-2)):
-        team.measured(threads, 1, seconds)
-    assert team.best == 2
-
-
-def test_one_thread_has_no_choice(monkeypatch):
-    assert set(simulated(TeamSize(1), lambda threads: 1e-4, 50, monkeypatch)[0]) == {1}
 
 
 def test_a_run_in_pieces_equals_one_run():
@@ -337,19 +277,6 @@ assert decode(decoder, make_task(prior)).equal(expected)
     assert set(done.stdout.splitlines()) <= {"OSError True", "MemoryError True"} and done.stdout.count("\n") == 2
 
 
-def test_a_team_that_is_slower_by_any_factor_is_found_out_in_single_steps(monkeypatch):
-    """Where there are more threads than cores, a step may take hundreds of times as long."""
-    now, team, slow = [0.0], TeamSize(32), []
-    monkeypatch.setattr("fastjukebox.engine.native_decoder.time.monotonic", lambda: now[0])
-    for _ in range(100):
-        threads, steps = team.next_call(0.25)
-        seconds = steps * (0.05 if threads == 32 else 1e-3 / threads)
-        slow += [steps] if threads == 32 else []
-        now[0] += seconds
-        team.measured(threads, steps, seconds)
-    assert slow and max(slow) == 1
-
-
 def test_top_p_ends_where_denormals_are_flushed():
     """A logit of exactly zero, whose successor is a denormal."""
     code = (
@@ -373,27 +300,32 @@ def test_top_p_ends_where_denormals_are_flushed():
 
 
 @pytest.mark.parametrize(
-    ("changes", "positions", "message"),
+    ("changes", "message"),
     [
-        ({}, (0, 97), "positions 0 to 97 of a window of 96"),
-        ({}, (-1, 4), "positions -1 to 4"),
-        ({}, (5, 4), "positions 5 to 4"),
-        ({"codes": torch.zeros(2, 40, dtype=torch.long)}, (0, 4), r"codes must be a contiguous tensor \(2, 96\)"),
-        ({"codes": torch.zeros(2, 96)}, (0, 4), "of torch.int64, not torch.float32"),
-        ({"items": torch.arange(1)}, (0, 4), r"items must be a contiguous tensor \(2,\)"),
-        ({"frame_cond": torch.zeros(1, 96, 48)}, (0, 4), r"frame_cond must be a contiguous tensor \(2, 96, 48\)"),
-        ({"frame_cond": torch.zeros(2, 96, 1).expand(2, 96, 48)}, (0, 4), "strides"),
-        ({"start_cond": torch.zeros(2, 1, 47)}, (0, 4), r"start_cond must be a contiguous tensor \(2, 1, 48\)"),
+        ({"codes": torch.zeros(2, 40, dtype=torch.long)}, r"codes must be a contiguous tensor \(2, 96\)"),
+        ({"codes": torch.zeros(2, 96)}, "of torch.int64, not torch.float32"),
+        ({"items": torch.arange(1)}, r"items must be a contiguous tensor \(2,\)"),
+        ({"frame_cond": torch.zeros(1, 96, 48)}, r"frame_cond must be a contiguous tensor \(2, 96, 48\)"),
+        ({"frame_cond": torch.zeros(2, 96, 1).expand(2, 96, 48)}, "strides"),
+        ({"start_cond": torch.zeros(2, 1, 47)}, r"start_cond must be a contiguous tensor \(2, 1, 48\)"),
     ],
 )
-def test_what_would_be_read_or_written_beyond_its_end_is_refused(changes, positions, message):
+def test_tensors_that_do_not_fit_are_refused(changes, message):
     prior = make_prior(width=48, context_len=96, num_rows=8)
-    task, decoder = make_task(prior, 2), NativeDecoder(prior, 2)
-    task = dataclasses.replace(task, **changes)
-    conditions = {"frame_cond": task.frame_cond, "start_cond": task.start_cond}
-    sampling = {"seed": 0, "offset": 0, "level": 0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     with pytest.raises(ValueError, match=message):
-        decoder.model.decode(task.codes, task.items, *positions, threads=1, **conditions, **sampling)
-    if "items" not in changes:
+        NativeDecoder(prior, 2).begin(dataclasses.replace(make_task(prior, 2), **changes))
+
+
+@pytest.mark.parametrize("positions", [(0, 97), (-1, 4), (5, 4)])
+def test_positions_beyond_the_window_are_refused(positions):
+    prior = make_prior(width=48, context_len=96, num_rows=8)
+    decoder, draft = NativeDecoder(prior, 1), NativeDecoder(prior, 1)
+    task = make_task(prior)
+    for each in (decoder, draft):
+        each.begin(task)
+    message = f"positions {positions[0]} to {positions[1]} of a window of 96"
+    for call in (decoder.decode, lambda *ends: decoder.speculate(draft, *ends[:2], 4, 1)):
         with pytest.raises(ValueError, match=message):
-            decoder.model.prefill(task.codes, *positions, threads=1, **conditions)
+            call(*positions, 1)
+    with pytest.raises(ValueError, match=message):
+        decoder.model.prefill(decoder._native_task, *positions, 1)

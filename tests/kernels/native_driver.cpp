@@ -159,9 +159,33 @@ std::vector<int64_t> sample(const Sizes &sizes, int first_item, int batch, int t
   return codes;
 }
 
+// The codes of one item, by drafts of the same model, which are all right, or of one with a layer less.
+std::vector<int64_t> drafted(const Sizes &sizes, int item, int threads, int top_k, float top_p, bool right, int length) {
+  Sizes fewer = sizes;
+  fewer.depth -= !right;
+  RandomModel random(sizes, 1), draft(fewer, 1);
+  const int context_len = random.model.context_len;
+  std::vector<int64_t> codes(context_len, -1);
+  const int64_t items = item;
+  const std::vector<float> cond(size_t(context_len) * sizes.width, 0.25f), start(sizes.width, 0.5f);
+  Task task{1, codes.data(), cond.data(), start.data(), &items, 1234567890123ull, 77, 1, top_k, 0.9f, top_p};
+  for (int from = 0, stop; from < context_len; from = stop) {
+    stop = std::min(context_len, from + 3 * sizes.row_len / 2);
+    int64_t counts[2] = {-1, -1};
+    fastjukebox_speculate(&random.model, &task, &draft.model, &task, from, stop, length, threads, counts);
+    // The rest of a call's codes is the model's own.
+    if (counts[0] != stop - from || (right && counts[1] != counts[0])) return {};
+  }
+  return codes;
+}
+
 // Whether `part` is items `first` ... of `whole`, all of them codes.
 bool agrees(const char *what, const Sizes &sizes, const std::vector<int64_t> &part, const std::vector<int64_t> &whole,
             int first) {
+  if (part.empty()) {
+    std::printf("%s, width %d, %s: wrong counts\n", fastjukebox_isa(), sizes.width, what);
+    return false;
+  }
   const int context_len = sizes.num_rows * sizes.row_len;
   for (size_t i = 0; i < part.size(); ++i) {
     const bool is_code = part[i] >= 0 && part[i] < sizes.codebook_size;
@@ -188,6 +212,8 @@ bool check(const Sizes &sizes, int top_k, float top_p, std::vector<int64_t> &kno
     const int64_t *prompt = whole.data() + size_t(first) * sizes.num_rows * sizes.row_len;
     const auto continued = sample(sizes, first, batch, threads, top_k, top_p, prompt);
     if (!agrees("after a prompt", sizes, continued, whole, first)) return false;
+    const auto by_drafts = drafted(sizes, first, threads, top_k, top_p, first == 2, 2 + first + threads);
+    if (!agrees("by drafts", sizes, by_drafts, whole, first)) return false;
   }
   Sizes wide = sizes;
   wide.stored = FP32;

@@ -1,0 +1,184 @@
+"""Speculative decoding (engine/speculative_decoder.py): milliseconds per code with drafts and without.
+
+    python bench speculative [--pairs demo-72:demo --width 2048 --backends native native-int8 --json FILE]
+
+A pair is a model and the one that drafts for it. How much drafts help depends on how many of them are right, which
+needs trained networks, and on the width; so the bottom level's networks are widened by repeating their values
+(widened.py): they draw the codes of the small ones. Codes are those of the second half of a window, after a prompt and
+with conditions that the model itself has sampled; of every way they are compared with those without drafts, or nothing
+is reported. Ways are timed by turns, ratios taken within rounds.
+"""
+
+from __future__ import annotations
+
+if not __package__:
+    from by_path import run as run_again
+
+    run_again(__file__)
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+
+from ..engine import Jukebox, SamplingParams
+from ..engine.decoder import LevelSampling, WindowTask, choose_backend
+from ..engine.native_decoder import NativeDecoder
+from ..engine.patterns import Pattern
+from ..engine.speculative_decoder import check_drafts
+from .harness import Rows, add_options, quantiles, rounds_of
+from .options import decoder, positive, refuse
+from .widened import widened
+
+SEED = 3
+LENGTHS = (4, 8, 16)
+TEMPERATURE = 0.99
+
+
+def pair(text: str) -> tuple[str, str]:
+    model, _, draft = text.partition(":")
+    if not (model and draft):
+        raise argparse.ArgumentTypeError(f"{text!r} is not MODEL:DRAFT")
+    return model, draft
+
+
+def usable(model: str, draft: str, width: int) -> None:
+    """Raises ValueError where the models are none, or cannot be widened so far."""
+    priors = [Jukebox.from_pretrained(name, "cpu").config.priors[0] for name in (model, draft)]
+    check_drafts(priors[:1], priors[1:])
+    for prior in priors:
+        if width % prior.width:
+            raise ValueError(f"width {width} is no multiple of {prior.width}")
+        if prior.labels or not prior.conditioner:
+            raise ValueError("for bottom levels with a conditioner and without labels")
+
+
+def window(model: str) -> WindowTask:
+    """A window's first half and condition, as the model samples them."""
+    jukebox = Jukebox.from_pretrained(model, "cpu", backend="native")
+    config = jukebox.config.priors[0]
+    assert config.conditioner
+    count = config.context_len // config.conditioner.upper_ratio
+    seconds = count * jukebox.config.vqvae.samples_per_code(1) / jukebox.sample_rate
+    upper = jukebox.sample(SamplingParams(seconds, seed=SEED, level=1)).codes[1][:, :count]
+    prior = jukebox.prior(0)
+    small = NativeDecoder(prior, 1)
+    codes = torch.zeros(1, config.context_len, dtype=torch.long)
+    sampling = LevelSampling(TEMPERATURE)
+    task = WindowTask(codes, 0, torch.arange(1), SEED, 0, 0, sampling, frame_cond=prior.condition(upper))
+    small.prefill(task)
+    start = config.context_len // 2 // config.row_len * config.row_len
+    small.run(0, start)
+    return replace(task, prompt_len=start)
+
+
+def wide_decoder(name: str, width: int, backend: str) -> NativeDecoder:
+    prior = Jukebox.from_pretrained(name, "cpu").prior(0)
+    found = choose_backend(backend, torch.device("cpu"), torch.float32)
+    return cast("NativeDecoder", found.build(widened(prior, width // prior.config.width), 1))
+
+
+def told(task: WindowTask, decoder: NativeDecoder) -> WindowTask:
+    """The task for a widened decoder, with its prompt."""
+    assert task.frame_cond is not None
+    times = decoder.prior.config.width // task.frame_cond.shape[-1]
+    sampling = replace(task.sampling, temperature=TEMPERATURE * times)
+    return replace(task, frame_cond=task.frame_cond.repeat(1, 1, times), sampling=sampling)
+
+
+def measure(model: str, draft: str, width: int, backend: str, codes: int, threads: int, rows: Rows) -> dict[str, Any]:
+    task = window(model)
+    target, drafts = (wide_decoder(name, width, backend) for name in (model, draft))
+    for each in (target, drafts):
+        each.prefill(told(task, each))
+    # A row's first position: what is written from there on replaces nothing that is read but previous rows.
+    start = task.prompt_len
+    rewound = [
+        (tensor, tensor.clone())
+        for each in (target, drafts)
+        for pattern, cache in zip(each.prior.config.layer_patterns, each.cache, strict=True)
+        if pattern is Pattern.PREVIOUS_ROW
+        for tensor in (cache.keys, cache.values)
+    ]
+    stop = min(start + codes, task.codes.shape[1])
+    right: dict[int, int] = {}
+
+    def with_drafts(length: int) -> None:
+        right[length] = target.speculate(drafts, start, stop, length, threads)
+
+    def checked(run: Callable[[], object]) -> Callable[[], object]:
+        def runs() -> None:
+            task.codes[:, start:] = 0
+            for tensor, before in rewound:
+                tensor.copy_(before)
+            run()
+            if not torch.equal(task.codes[:, start:stop], expected):
+                raise RuntimeError("the codes are not those without drafts: no times are reported")
+
+        return runs
+
+    target.decode(start, stop, threads)
+    expected = task.codes[:, start:stop].clone()
+    ways: dict[str, Callable[[], object]] = {"plain": lambda: target.decode(start, stop, threads)}
+    ways |= {f"drafts_{length}": lambda length=length: with_drafts(length) for length in LENGTHS}
+    ways = {name: checked(run) for name, run in ways.items()} | {"draft": lambda: drafts.decode(start, stop, threads)}
+    times = rounds_of(ways, torch.device("cpu"), rows.rounds)
+    per_code = {name: [1e3 * taken / (stop - start) for taken in found] for name, found in times.items()}
+    ratios = {
+        f"drafts_{length}_speedup": quantiles(
+            [a / b for a, b in zip(per_code["plain"], per_code[f"drafts_{length}"], strict=True)]
+        )
+        for length in LENGTHS
+    }
+    return {
+        **{f"{name}_ms": quantiles(found) for name, found in per_code.items()},
+        **ratios,
+        "right": {str(length): count / (stop - start) for length, count in right.items()},
+        "codes": stop - start,
+        "width": width,
+        "depth": target.prior.config.depth,
+        "draft_depth": drafts.prior.config.depth,
+        "backend": backend,
+        "rounds": rows.rounds,
+    }
+
+
+def say(f: dict[str, Any]) -> str:
+    ways = (f"{f[f'drafts_{k}_speedup']['p50']:.2f}x by {k} ({100 * f['right'][str(k)]:.0f} % right)" for k in LENGTHS)
+    return f"{f['plain_ms']['p50']:.2f} ms per code, draft {f['draft_ms']['p50']:.2f} ms; {', '.join(ways)}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", nargs="+", type=pair, default=[("demo-72", "demo")], metavar="MODEL:DRAFT")
+    parser.add_argument("--width", type=positive, default=2048)
+    parser.add_argument("--backends", nargs="+", type=decoder, default=["native", "native-int8"])
+    parser.add_argument("--codes", type=positive, default=96)
+    add_options(parser, rounds=5)
+    parser.set_defaults(device="cpu")
+    options = parser.parse_args(arguments)
+    if options.device != "cpu":
+        parser.error("drafts are for the native decoders, on the CPU")
+    for backend in options.backends:
+        if not backend.startswith("native"):
+            parser.error(f"drafts are for the native decoders, not for {backend}")
+    for model, draft in options.pairs:
+        refuse(parser, [model], lambda model, draft=draft: usable(model, draft, options.width))
+    rows = Rows("speculative", options)
+    for model, draft in options.pairs:
+        for backend in options.backends:
+            rows.add(
+                f"{model} by drafts of {draft}, width {options.width}, {backend}",
+                lambda model=model, draft=draft, backend=backend: measure(
+                    model, draft, options.width, backend, options.codes, options.threads, rows
+                ),
+                say,
+                {"model": model, "draft": draft},
+            )
+    return rows.status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

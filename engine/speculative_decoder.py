@@ -1,0 +1,170 @@
+"""Speculative decoding: a small prior drafts codes one by one, the prior itself checks several of them at a time.
+
+Both draw with the noise that belongs to a position (kernels/philox.py). So the draft often guesses the very code that
+the prior draws, which is kept; the first wrong one is replaced by the prior's own, and drafting goes on from there.
+What comes out is to the bit what the prior decodes alone, whatever drafts it is given: they decide about time alone.
+That is the "drafter-invariant" coupling of Daliri, Musco and Suresh (2024, arXiv 2408.07978); Leviathan et al. (2023,
+arXiv 2211.17192) and Chen et al. (2023, arXiv 2302.01318) reject and draw again instead, which keeps the distribution.
+
+A step of a wide network is bound by reading the weights, once for however many positions: there several are checked in
+little more time than one takes.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ..kernels import native_library
+from .config import PriorConfig
+from .decoder import Backend, Decoder, WindowTask
+from .native_decoder import NativeDecoder
+from .prior import Prior
+from .trials import Trials
+
+# What both priors must have in common: the same codes at the same places, told of by the same labels.
+SHARED = ("level", "context_len", "window_len", "codebook_size", "vocabulary", "labels")
+# Of a prior, what makes the conditions of a window.
+CONDITIONING = ("conditioner.", "labels.", "lyric_encoder.")
+
+
+def check_drafts(priors: Sequence[PriorConfig], drafts: Sequence[PriorConfig]) -> None:
+    """Raises ValueError where priors of the sizes `drafts` cannot draft for those of the sizes `priors`; says why."""
+    if len(priors) != len(drafts):
+        raise ValueError(f"a draft needs a prior for each of {len(priors)} levels, it has {len(drafts)}")
+    for prior, draft in zip(priors, drafts, strict=True):
+        for name in SHARED:
+            ours, theirs = getattr(prior, name), getattr(draft, name)
+            if ours != theirs:
+                raise ValueError(f"the level {prior.level} prior's {name} is {ours}, not {theirs} as the draft's")
+
+
+def with_drafts(backend: Backend, drafts: Callable[[int], Prior]) -> Backend:
+    """`backend`, drafting with the prior that `drafts` has for a level where one item is decoded at a time. Raises
+    ValueError if it cannot."""
+    if not backend.native:
+        raise ValueError(f"drafts are for the native decoders, not for {backend.name}: leave the draft out")
+
+    def build(prior: Prior, batch: int) -> Decoder:
+        # Several items share already what a step reads.
+        if batch > 1:
+            return backend.build(prior, batch)
+        target, draft = (backend.build(each, batch) for each in (prior, drafts(prior.config.level)))
+        return SpeculativeDecoder(cast("NativeDecoder", target), cast("NativeDecoder", draft))
+
+    return replace(backend, build=build)
+
+
+class SpeculativeDecoder:
+    """Decodes as `target` does: one item at a time by drafts of `draft`, several items as `target` does alone."""
+
+    # Codes of a draft; 1: without. What is best is found by trials.
+    LENGTHS = (1, 4, 8, 16)
+    # A call's last draft is cut short: calls are longer than those of a decoder without.
+    SECONDS_PER_CALL = 0.5
+    # No longer drafts than take so many seconds to decode without: a call holds one at least, and a stop waits for it.
+    LONGEST_SECONDS = 2.5
+
+    def __init__(self, target: NativeDecoder, draft: NativeDecoder) -> None:
+        check_drafts([target.prior.config], [draft.prior.config])
+        self.target, self.draft = target, draft
+        # Whether a window's conditions are the same for both.
+        self.same_conditions = _conditioning(target.prior) == _conditioning(draft.prior)
+        self._start()
+
+    def _start(self) -> None:
+        # For each number of threads.
+        self.lengths = dict[int, Trials]()
+        # Codes written by drafts, and how many of them were drafted right.
+        self.written, self.right = 0, 0
+        # Positions that the draft has seen; None: it is not asked.
+        self.seen: int | None = None
+
+    def twin(self, threads: int) -> SpeculativeDecoder:
+        other = copy.copy(self)
+        other.target, other.draft = self.target.twin(threads), self.draft.twin(threads)
+        other._start()
+        return other
+
+    def condition(self, upper_codes: Tensor) -> Tensor:
+        return self.target.condition(upper_codes)
+
+    def prefill(self, task: WindowTask) -> None:
+        self.begin(task)
+        self.extend(0, task.prompt_len)
+
+    def begin(self, task: WindowTask) -> None:
+        """`task.draft` is what the draft is told, in the same codes; None: the same."""
+        self.target.begin(task)
+        self.seen = None
+        if len(task.codes) == 1:
+            self.draft.begin(task.draft or task)
+            self.seen = 0
+
+    def extend(self, start: int, stop: int) -> None:
+        self.target.extend(start, stop)
+        # If drafts have turned out to be slower, it looks at nothing until they are tried again.
+        if self.seen == start and any(lengths.recent and lengths.best > 1 for lengths in self.lengths.values()):
+            self.draft.extend(start, stop)
+            self.seen = stop
+
+    def run(self, start: int, stop: int) -> None:
+        if self.seen is None:
+            self.target.run(start, stop)
+            return
+        native_library.rest_pytorch_threads()
+        while start < stop:
+            threads, length, codes = self._next_call()
+            last = min(start + codes, stop)
+            begun = time.perf_counter()
+            if length > 1 and self.seen < start:
+                # A trial's loss, not part of what drafts take.
+                self.draft.extend(self.seen, start)
+                self.lengths[threads].lost += time.perf_counter() - begun
+                begun = time.perf_counter()
+            if length > 1:
+                self.right += self.target.speculate(self.draft, start, last, length, threads)
+                self.written += last - start
+                self.seen = last
+            else:
+                self.target.decode(start, last, threads)
+            self._measured(threads, length, last - start, time.perf_counter() - begun)
+            start = last
+
+    def _next_call(self) -> tuple[int, int, int]:
+        """Threads, length of drafts, and codes."""
+        team = self.target.team
+        threads, codes = team.next_call(self.SECONDS_PER_CALL)
+        lengths = self.lengths.setdefault(threads, Trials(self.LENGTHS))
+        # While threads are tried, lengths are not.
+        if team.calls_left and lengths.recent:
+            length = lengths.best
+        else:
+            length, codes = lengths.next_call(self.SECONDS_PER_CALL)
+        return threads, length, max(codes, length)
+
+    def _measured(self, threads: int, length: int, codes: int, seconds: float) -> None:
+        team, lengths = self.target.team, self.lengths[threads]
+        if team.calls_left or not lengths.calls_left:
+            team.measured(threads, codes, seconds)
+        lengths.measured(length, codes, seconds)
+        if length == 1:
+            longest = self.LONGEST_SECONDS / lengths.cost(length)
+            lengths.counts = [count for count in self.LENGTHS if count in lengths.recent or count <= longest]
+
+
+def _conditioning(prior: Prior) -> dict[str, bytes]:
+    """A digest of each tensor that makes the conditions of a window."""
+    found = {}
+    for name, tensor in prior.named_parameters():
+        if name.startswith(CONDITIONING):
+            values = tensor.detach().contiguous().view(torch.uint8).numpy()
+            found[name] = hashlib.sha256(repr(tuple(tensor.shape)).encode() + values.tobytes()).digest()
+    return found

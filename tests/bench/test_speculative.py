@@ -1,0 +1,72 @@
+"""Widened networks draw the codes of the small ones, and drafts are timed on them."""
+
+import json
+
+import pytest
+import torch
+from fastjukebox.bench import speculative, tables
+from fastjukebox.bench.harness import read
+from fastjukebox.bench.widened import widened
+from fastjukebox.engine import Jukebox
+from fastjukebox.kernels import native_library
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-72"])
+def test_a_widened_network_has_the_logits_of_the_small_one(name):
+    prior = Jukebox.from_pretrained(name, "cpu").prior(0)
+    wide = widened(prior, 4)
+    assert wide.config.width == 4 * prior.config.width
+    codes, cond = torch.randint(prior.config.codebook_size, (1, 200)), 0.3 * torch.randn(1, 200, prior.config.width)
+    with torch.inference_mode():
+        expected, found = prior(codes, cond), wide(codes, cond.repeat(1, 1, 4)) / 4
+    # All weights are rounded to FP16 anew.
+    assert (found - expected).abs().max() < 1e-3 * expected.std()
+
+
+@pytest.mark.skipif(bool(native_library.missing()), reason="needs the native decoder")
+def test_drafts_are_timed_and_shown(tmp_path, capsys):
+    path = tmp_path / "speculative.jsonl"
+    arguments = ["--width", "256", "--codes", "40", "--rounds", "2", "--threads", "1", "--json", str(path)]
+    assert speculative.main(arguments) == 0
+    records = read(path)
+    assert [r["backend"] for r in records] == ["native", "native-int8"]
+    for record in records:
+        assert (record["depth"], record["draft_depth"], record["width"], record["codes"]) == (72, 18, 256, 40)
+        assert all(0.6 < share <= 1 for share in record["right"].values())
+        for length in speculative.LENGTHS:
+            assert record[f"drafts_{length}_speedup"]["p50"] > 0
+    assert "% right" in capsys.readouterr().out
+    table = tables.tables(tmp_path)["speculative"]
+    assert [row[:2] for row in table.rows] == [("72 x 256, native", "18"), ("72 x 256, native-int8", "18")]
+    assert "`python bench speculative" in table.note
+
+
+@pytest.mark.skipif(bool(native_library.missing()), reason="needs the native decoder")
+def test_times_of_other_codes_are_not_reported(tmp_path, monkeypatch):
+    path = tmp_path / "speculative.jsonl"
+    speculate = speculative.NativeDecoder.speculate
+
+    def wrong(decoder, *arguments):
+        right = speculate(decoder, *arguments)
+        decoder.task.codes[0, arguments[2] - 1] += 1
+        return right
+
+    monkeypatch.setattr(speculative.NativeDecoder, "speculate", wrong)
+    options = ["--width", "128", "--codes", "8", "--rounds", "1", "--threads", "1", "--backends", "native"]
+    assert speculative.main([*options, "--json", str(path)]) == 1
+    assert "the codes are not those without drafts" in json.loads(path.read_text())["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pairs", "demo"], "'demo' is not MODEL:DRAFT"),
+        (["--width", "200"], "width 200 is no multiple of 128"),
+        (["--backends", "eager"], "drafts are for the native decoders, not for eager"),
+        (["--pairs", "demo:nothing"], "nothing"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_words(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        speculative.main(arguments)
+    assert message in capsys.readouterr().err

@@ -1,0 +1,292 @@
+"""Drafts change no code: neither good ones nor bad ones, of whatever length, on any number of threads."""
+
+import dataclasses
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fastjukebox.engine import Jukebox, Prior, SamplingParams, checkpoint
+from fastjukebox.engine.decoder import LevelSampling, choose_backend
+from fastjukebox.engine.native_decoder import NativeDecoder
+from fastjukebox.engine.speculative_decoder import SpeculativeDecoder, check_drafts, with_drafts
+from fastjukebox.kernels import native_library
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from labelled_models import PARAMS, top_priors, write_model
+from native_cases import decode, make_prior, make_task
+from resumed import assert_same, stopped_and_resumed
+from safetensors.torch import load_file, save_file
+
+pytestmark = pytest.mark.skipif(
+    native_library.missing() is not None, reason=f"native decoder: {native_library.missing()}"
+)
+
+
+@pytest.fixture
+def always_drafts(monkeypatch):
+    """Drafts of four codes, however slow they are on tiny networks."""
+    monkeypatch.setattr(SpeculativeDecoder, "LENGTHS", (4,))
+
+
+def nearly(prior, change):
+    """A prior that guesses some codes of `prior` right and others wrong."""
+    other = Prior(prior.config).eval().requires_grad_(False)
+    other.load_state_dict(prior.state_dict())
+    for parameter in other.parameters():
+        parameter.add_(change * torch.randn_like(parameter))
+    return other
+
+
+def schedule(decoder, data, monkeypatch):
+    """Calls of any threads, lengths and codes."""
+    threads, lengths, codes = st.integers(1, 3), st.integers(1, 9), st.integers(1, 20)
+    monkeypatch.setattr(decoder, "_next_call", lambda: data.draw(st.tuples(threads, lengths, codes)))
+    monkeypatch.setattr(decoder, "_measured", lambda *call: None)
+    decoder.lengths = dict.fromkeys(range(1, 4), SimpleNamespace(lost=0.0, recent={}))
+    return decoder
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    heads=st.sampled_from([1, 2, 4]),
+    head_dim=st.sampled_from([3, 16]),
+    mlp_ratio=st.sampled_from([1.0, 2.0]),
+    depth=st.integers(1, 5),
+    num_rows=st.integers(1, 6),
+    row_len=st.integers(1, 20),
+    draft_rows=st.booleans(),
+    change=st.sampled_from([0.0, 0.02, 1.0]),
+    int8=st.booleans(),
+    cond=st.booleans(),
+    alone=st.sampled_from([0, 1 << 20]),
+    top_k=st.sampled_from([0, 0, 1, 7]),
+    top_p=st.sampled_from([1.0, 0.9]),
+    data=st.data(),
+)
+def test_codes_are_those_of_the_decoder_without_drafts(
+    heads, head_dim, mlp_ratio, depth, num_rows, row_len, draft_rows, change, int8, cond, alone, top_k, top_p, data
+):
+    sizes = {"width": 64, "attn_ratio": heads * head_dim / 64, "heads": heads, "depth": depth}
+    sizes |= {"mlp_ratio": mlp_ratio, "context_len": num_rows * row_len, "num_rows": num_rows}
+    prior = make_prior(**sizes)
+    # Of another shape, it guesses almost nothing right.
+    other = {"depth": 1, "width": 64, "heads": 1, "num_rows": row_len}
+    draft = make_prior(1, **(sizes | other)) if draft_rows else nearly(prior, change)
+    prompt_len = data.draw(st.integers(0, num_rows * row_len - 1))
+    tasks = [make_task(prior, 1, prompt_len, cond, LevelSampling(1.0, top_k, top_p)) for _ in range(2)]
+    expected = decode(NativeDecoder(prior, 1, int8), tasks[0])
+    decoder = SpeculativeDecoder(*(NativeDecoder(each, 1, int8) for each in (prior, draft)))
+    with pytest.MonkeyPatch.context() as patches, native_library.items_alone(alone):
+        assert torch.equal(decode(schedule(decoder, data, patches), tasks[1]), expected)
+    if not draft_rows and not change:
+        assert decoder.right == decoder.written
+
+
+@pytest.mark.parametrize("isa", native_library.INSTRUCTION_SETS)
+@pytest.mark.parametrize("int8", [False, True])
+def test_every_instruction_set_checks_drafts_alike(isa, int8):
+    prior = make_prior(width=128, heads=4, context_len=144, num_rows=6)
+    draft = nearly(prior, 0.02)
+    expected = decode(NativeDecoder(prior, 1, int8), make_task(prior, 1, 20, cond=True))
+    target, drafts = NativeDecoder(prior, 1, int8), NativeDecoder(draft, 1, int8)
+    with native_library.limited_to(isa):
+        for length, threads in ((2, 1), (5, 2), (8, 1), (16, 2), (24, 4)):
+            task = make_task(prior, 1, 20, cond=True)
+            for decoder in (target, drafts):
+                decoder.prefill(task)
+            right = target.speculate(drafts, 20, 144, length, threads)
+            assert torch.equal(task.codes, expected)
+            # Some of each, or this shows nothing.
+            assert 20 < right < 110
+
+
+def test_drafts_are_no_longer_than_a_stop_may_wait_for(monkeypatch):
+    prior, now, chosen = make_prior(), [0.0], set()
+    monkeypatch.setattr("fastjukebox.engine.trials.time.monotonic", lambda: now[0])
+    decoder = SpeculativeDecoder(NativeDecoder(prior, 1), NativeDecoder(prior, 1))
+    decoder.target.use_threads(1)
+    for call in range(60):
+        threads, length, codes = decoder._next_call()
+        # The first step of all waits for the weights' pages.
+        seconds = codes * (20.0 if call == 0 else 0.3 / length**0.5)
+        now[0] += seconds
+        decoder._measured(threads, length, codes, seconds)
+        chosen.add(length)
+        assert call == 0 or seconds < 1.5
+    assert chosen == {1, 4, 8} and decoder.lengths[1].best == 8
+
+
+@pytest.mark.parametrize(
+    ("cost", "best"), [(lambda length: 1 / length, 16), (float, 1), (lambda length: abs(length - 8) + 1.0, 8)]
+)
+def test_drafts_that_help_are_kept_and_others_are_not(cost, best, monkeypatch):
+    prior, now, chosen = make_prior(context_len=1024, num_rows=8), [0.0], []
+    monkeypatch.setattr("fastjukebox.engine.trials.time.monotonic", lambda: now[0])
+    decoder = SpeculativeDecoder(NativeDecoder(prior, 1), NativeDecoder(prior, 1))
+    decoder.target.use_threads(1)
+    for _ in range(200):
+        threads, length, codes = decoder._next_call()
+        now[0] += codes * 1e-3 * cost(length)
+        decoder._measured(threads, length, codes, codes * 1e-3 * cost(length))
+        chosen += [length] * codes
+    assert decoder.lengths[1].best == best
+    assert chosen[len(chosen) // 2 :].count(best) > 0.45 * len(chosen)
+
+
+def test_several_items_are_decoded_without_drafts():
+    prior = make_prior()
+    tasks = [make_task(prior, 3, 10, cond=True) for _ in range(2)]
+    backend = with_drafts(choose_backend("native", torch.device("cpu"), torch.float32), lambda level: prior)
+    assert isinstance(backend.build(prior, 3), NativeDecoder)
+    drafted = SpeculativeDecoder(NativeDecoder(prior, 3), NativeDecoder(prior, 1))
+    assert torch.equal(decode(drafted, tasks[0]), decode(NativeDecoder(prior, 3), tasks[1]))
+    assert drafted.written == 0
+
+
+@pytest.mark.usefixtures("always_drafts")
+def test_what_a_draft_is_told_apart_is_its_own():
+    """A draft of another width with conditions of its own, in the same codes."""
+    prior, draft = make_prior(), make_prior(width=32)
+    task, expected = make_task(prior, 1, 10, cond=True), make_task(prior, 1, 10, cond=True)
+    told = make_task(draft, 1, 10, cond=True)
+    task = dataclasses.replace(task, draft=dataclasses.replace(told, codes=task.codes))
+    decoder = SpeculativeDecoder(NativeDecoder(prior, 1), NativeDecoder(draft, 1))
+    assert torch.equal(decode(decoder, task), decode(NativeDecoder(prior, 1), expected))
+    alone = NativeDecoder(draft, 1)
+    alone.prefill(dataclasses.replace(told, codes=task.codes, prompt_len=prior.config.context_len))
+    assert decoder.written == prior.config.context_len - 10
+    # Of the last layer a prompt leaves keys and values, too.
+    for cache, wanted in zip(decoder.draft.cache, alone.cache, strict=True):
+        assert torch.equal(cache.values, wanted.values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codebook_size": 78}, "the level 0 prior's codebook_size is 77, not 78 as the draft's"),
+        ({"context_len": 104}, "context_len is 96, not 104"),
+        ({"level": 1}, "level is 0, not 1"),
+    ],
+)
+def test_priors_of_other_codes_or_windows_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        check_drafts([make_prior().config], [make_prior(**changes).config])
+
+
+def test_tasks_that_do_not_belong_together_are_refused():
+    prior = make_prior()
+    target, draft = NativeDecoder(prior, 2), NativeDecoder(prior, 2)
+    one, other, two = make_task(prior), make_task(prior), make_task(prior, 2)
+    for tasks in ((one, other), (two, two)):
+        for decoder, task in zip((target, draft), tasks):
+            decoder.begin(task)
+        with pytest.raises(ValueError, match="drafts are for one item, in the same codes"):
+            target.speculate(draft, 0, 4, 4, 1)
+    for decoder in (target, draft):
+        decoder.begin(one)
+    with pytest.raises(ValueError, match="drafts of 0 codes"):
+        target.speculate(draft, 0, 4, 0, 1)
+
+
+def changed(folder, other):
+    """A copy of a model that draws other codes here and there."""
+    shutil.copytree(folder, other)
+    for path in other.glob("prior_*"):
+        tensors = load_file(path)
+        save_file({name: tensor + 0.02 * torch.randn_like(tensor) for name, tensor in tensors.items()}, path)
+    return other
+
+
+@pytest.mark.usefixtures("always_drafts")
+@pytest.mark.parametrize("kind", ["none", *top_priors()])
+def test_requests_give_the_same_with_drafts(
+    kind, tiny_model, tiny_config, randomize, randomize_vqvae, tmp_path, monkeypatch
+):
+    labelled = kind != "none"
+    folder = write_model(tmp_path / kind, kind, tiny_config, randomize, randomize_vqvae) if labelled else tiny_model
+    draft = changed(folder, tmp_path / "draft")
+    params = dataclasses.replace(PARAMS, num_samples=1, labels=PARAMS.labels if labelled else None)
+    if kind == "labels":
+        params = dataclasses.replace(params, labels=dataclasses.replace(PARAMS.labels, lyrics=""))
+    decoders = []
+    monkeypatch.setattr(SpeculativeDecoder, "__del__", lambda decoder: decoders.append(decoder), raising=False)
+    for backend in ("native", "native-int8"):
+        expected = Jukebox.from_pretrained(folder, backend=backend).sample(params)
+        jukebox = Jukebox.from_pretrained(folder, backend=backend, draft=draft)
+        assert_same(jukebox.sample(params), expected)
+        assert_same(jukebox.sample(params, order="time"), expected)
+        # As large models are sampled: one window after another.
+        jukebox._keeps_priors = False
+        assert_same(jukebox.sample(params), expected)
+        resumed, _ = stopped_and_resumed(jukebox, params, tmp_path / backend, 30)
+        assert_same(resumed, expected)
+        with_draft = Jukebox.resume(tmp_path / backend, draft=draft)
+        assert_same(with_draft, expected)
+    checked = sum(decoder.written for decoder in decoders)
+    assert 0.2 < sum(decoder.right for decoder in decoders) / checked < 0.99
+
+
+def test_several_samples_and_a_single_one_are_the_same_with_drafts(tiny_model, tmp_path):
+    params = SamplingParams(PARAMS.seconds, seed=2, num_samples=3)
+    jukebox = Jukebox.from_pretrained(tiny_model, backend="native", draft=changed(tiny_model, tmp_path / "draft"))
+    expected = Jukebox.from_pretrained(tiny_model, backend="native").sample(params)
+    assert_same(jukebox.sample(params), expected)
+    assert_same(jukebox.sample(dataclasses.replace(params, batch_size=1)), expected)
+
+
+def test_a_student_of_the_demo_drafts_for_its_teacher():
+    teacher = Jukebox.from_pretrained("demo-72", backend="native")
+    params = SamplingParams(0.5, seed=3, level=1)
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(SpeculativeDecoder, "LENGTHS", (8,))
+        decoders = []
+        patches.setattr(SpeculativeDecoder, "__del__", lambda decoder: decoders.append(decoder), raising=False)
+        drafted = Jukebox.from_pretrained("demo-72", backend="native", draft="demo").sample(params)
+    assert_same(drafted, teacher.sample(params))
+    # It keeps its teacher's conditioner, which is asked once.
+    assert all(decoder.same_conditions for decoder in decoders)
+    assert sum(decoder.right for decoder in decoders) > 0.7 * sum(decoder.written for decoder in decoders)
+
+
+def test_a_draft_that_cannot_be_used_is_refused(tiny_model, tmp_path):
+    with pytest.raises(ValueError, match="drafts are for the native decoders, not for eager"):
+        Jukebox.from_pretrained(tiny_model, backend="eager", draft=tiny_model)
+    with pytest.raises(ValueError, match=r"cannot draft for .*: its codes are those of another VQ-VAE"):
+        Jukebox.from_pretrained(tiny_model, backend="native", draft="demo")
+    with pytest.raises(checkpoint.CheckpointError):
+        Jukebox.from_pretrained(tiny_model, backend="native", draft=tmp_path / "none")
+
+
+def test_drafts_on_the_command_line(run_cli, tiny_model, tmp_path):
+    draft = changed(tiny_model, tmp_path / "draft")
+    assert run_cli("sample", "a.wav", "--seconds", 0.08, "--backend", "native")[0] == 0
+    assert run_cli("sample", "b.wav", "--seconds", 0.08, "--backend", "native", "--draft", draft)[0] == 0
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+    assert run_cli("resume", "b.run", "--overwrite", "--draft", draft)[0] == 0
+    code, _, err = run_cli("sample", "c.wav", "--draft", "nothing")
+    assert code and "no model 'nothing'" in err
+
+
+def test_weights_of_conditions_tell_whether_they_are_the_same(tiny_model):
+    prior = checkpoint.load_prior(tiny_model, 0, torch.device("cpu"), torch.float32)
+    same, other = nearly(prior, 0.0), nearly(prior, 0.0)
+    other.conditioner.embedding.data[3, 4] += 1
+    for draft, expected in ((same, True), (other, False)):
+        decoder = SpeculativeDecoder(NativeDecoder(prior, 1), NativeDecoder(draft, 1))
+        assert decoder.same_conditions is expected
+
+
+def test_a_twin_has_caches_and_trials_of_its_own():
+    prior = make_prior()
+    decoder = SpeculativeDecoder(NativeDecoder(prior, 1), NativeDecoder(nearly(prior, 0.02), 1))
+    first, second = decoder.twin(1), decoder.twin(1)
+    tasks = [make_task(prior, seed=seed) for seed in (1, 2)]
+    for twin, task in zip((first, second), tasks):
+        twin.begin(task)
+    for start in range(0, 96, 12):
+        for twin in (first, second):
+            twin.run(start, start + 12)
+    for task in tasks:
+        assert torch.equal(task.codes, decode(NativeDecoder(prior, 1), make_task(prior, seed=task.seed)))
+    assert first.lengths is not second.lengths

@@ -47,7 +47,7 @@ def speculative(records: list[Record]) -> Table:
         rows.append((size, r["draft_depth"], cell(r["plain_ms"]), cell(r["draft_ms"]), f"{right} %", *ratios))
     header = ["layers x width, decoder", "layers of the draft", "ms per code", "of the draft", "drafts right"]
     header += [f"speed-up by {length} codes" for length in lengths]
-    note = "`python bench speculative`: the demo's bottom level, its values repeated up to the width; the same codes"
+    note = "`python bench speculative`: the demo's bottom level, its values repeated up to the width; codes as without"
     return table_of("speculative", "Speculative decoding", header, [tuple(map(str, row)) for row in rows], note)
 
 

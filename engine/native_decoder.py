@@ -158,7 +158,7 @@ class NativeDecoder:
         """As `run`, in one call of so many threads."""
         self.model.decode(self._native_task, start, stop, threads)
 
-    def speculate(self, draft: NativeDecoder, start: int, stop: int, length: int, threads: int) -> int:
+    def speculate(self, draft: NativeDecoder, start: int, stop: int, length: int, threads: int) -> tuple[int, int, int]:
         """As `decode`, by drafts of `length` codes of a decoder with a task of the same codes. Returns how many of the
-        codes were drafted right."""
+        codes were drafted right, the number of checks, and that of codes drafted."""
         return self.model.speculate(self._native_task, draft.model, draft._native_task, start, stop, length, threads)

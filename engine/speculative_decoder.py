@@ -62,6 +62,12 @@ def with_drafts(backend: Backend, drafts: Callable[[int], Prior]) -> Backend:
     return replace(backend, build=build)
 
 
+def expected_codes(length: float, right: float) -> float:
+    """Codes that a check of `length` drafted ones gives on average, the first wrong one's correction included, if each
+    is right with that probability (Leviathan et al. 2023, Equation 1, without the code after the last)."""
+    return length if right == 1 else (1 - right**length) / (1 - right)
+
+
 class SpeculativeDecoder:
     """Decodes as `target` does: one item at a time by drafts of `draft`, several items as `target` does alone."""
 
@@ -129,13 +135,15 @@ class SpeculativeDecoder:
                 self.draft.extend(self.seen, start)
                 self.lengths[threads].lost += time.perf_counter() - begun
                 begun = time.perf_counter()
+            expected = float(last - start)
             if length > 1:
-                self.right += self.target.speculate(self.draft, start, last, length, threads)
-                self.written += last - start
+                right, checks, drafted = self.target.speculate(self.draft, start, last, length, threads)
+                self.right, self.written = self.right + right, self.written + last - start
+                expected = checks * expected_codes(drafted / checks, self.right / self.written)
                 self.seen = last
             else:
                 self.target.decode(start, last, threads)
-            self._measured(threads, length, last - start, time.perf_counter() - begun)
+            self._measured(threads, length, expected, time.perf_counter() - begun)
             start = last
 
     def _next_call(self) -> tuple[int, int, int]:
@@ -150,7 +158,8 @@ class SpeculativeDecoder:
             length, codes = lengths.next_call(self.SECONDS_PER_CALL)
         return threads, length, max(codes, length)
 
-    def _measured(self, threads: int, length: int, codes: int, seconds: float) -> None:
+    def _measured(self, threads: int, length: int, codes: float, seconds: float) -> None:
+        """codes: as many as were to be expected. How many there are is luck where a call holds few drafts."""
         team, lengths = self.target.team, self.lengths[threads]
         if team.calls_left or not lengths.calls_left:
             team.measured(threads, codes, seconds)

@@ -65,7 +65,7 @@ class Trials:
         neighbours = [*self.counts[place + 1 : place + 2], *self.counts[max(place - 1, 0) : place]]
         return min(neighbours, key=lambda count: (count in self.recent, count == self.trial))
 
-    def measured(self, count: int, steps: int, seconds: float) -> None:
+    def measured(self, count: int, steps: float, seconds: float) -> None:
         """What a call has taken."""
         if self.calls_left:
             self.lost += seconds - steps * self.cost(self.base)

@@ -211,9 +211,9 @@ class NativeModel:
 
     def speculate(
         self, task: Task, draft: NativeModel, draft_task: Task, start: int, stop: int, length: int, threads: int
-    ) -> int:
+    ) -> tuple[int, int, int]:
         """Write the codes of one item that `decode` would write, by drafts of up to `length` codes (csrc/decode.h).
-        Returns how many of them were drafted right.
+        Returns how many of them were drafted right, the number of checks, and that of codes drafted.
 
         draft_task: the draft's, of the same codes, with conditions of its own.
         """
@@ -222,10 +222,10 @@ class NativeModel:
             raise ValueError("drafts are for one item, in the same codes")
         if length < 1:
             raise ValueError(f"drafts of {length} codes")
-        counts = (ctypes.c_int64 * 2)()
+        counts = (ctypes.c_int64 * 3)()
         models = byref(self._model), byref(task), byref(draft._model), byref(draft_task)
         check(library().fastjukebox_speculate(*models, start, stop, length, threads, counts), threads)
-        return counts[1]
+        return counts[0], counts[1], counts[2]
 
     def _check(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self._model.context_len:

@@ -89,8 +89,8 @@ int fastjukebox_prefill(const Model *model, const Task *task, int32_t start, int
 // The codes that fastjukebox_decode writes for a task of one item, by speculative decoding: the draft model guesses up to
 // `length` of them one by one with the noise that the task draws by, the model then draws its own for all of them at once,
 // and those up to the first wrong guess are kept. Both caches must hold every earlier position; `draft_task` has the same
-// codes, length of the window and numbers as `task`, with conditions of its own. counts[2]: the codes written, and how many
-// of them were guessed.
+// codes, length of the window and numbers as `task`, with conditions of its own. counts[3]: how many of the codes written
+// were guessed, how often guesses were checked, and how many of them.
 int fastjukebox_speculate(const Model *model, const Task *task, const Model *draft, const Task *draft_task, int32_t start,
                           int32_t stop, int32_t length, int32_t threads, int64_t *counts);
 

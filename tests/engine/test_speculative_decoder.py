@@ -9,7 +9,7 @@ import torch
 from fastjukebox.engine import Jukebox, Prior, SamplingParams, checkpoint
 from fastjukebox.engine.decoder import LevelSampling, choose_backend
 from fastjukebox.engine.native_decoder import NativeDecoder
-from fastjukebox.engine.speculative_decoder import SpeculativeDecoder, check_drafts, with_drafts
+from fastjukebox.engine.speculative_decoder import SpeculativeDecoder, check_drafts, expected_codes, with_drafts
 from fastjukebox.kernels import native_library
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -95,10 +95,10 @@ def test_every_instruction_set_checks_drafts_alike(isa, int8):
             task = make_task(prior, 1, 20, cond=True)
             for decoder in (target, drafts):
                 decoder.prefill(task)
-            right = target.speculate(drafts, 20, 144, length, threads)
+            right, checks, drafted = target.speculate(drafts, 20, 144, length, threads)
             assert torch.equal(task.codes, expected)
             # Some of each, or this shows nothing.
-            assert 20 < right < 110
+            assert 20 < right < 110 and 124 - right <= checks <= 124 <= drafted <= length * checks
 
 
 def test_drafts_are_no_longer_than_a_stop_may_wait_for(monkeypatch):
@@ -132,6 +132,14 @@ def test_drafts_that_help_are_kept_and_others_are_not(cost, best, monkeypatch):
         chosen += [length] * codes
     assert decoder.lengths[1].best == best
     assert chosen[len(chosen) // 2 :].count(best) > 0.45 * len(chosen)
+
+
+def test_codes_to_expect_of_a_check():
+    """One is always there; each further one if all before it were right."""
+    for right in (0.0, 0.5, 0.9, 1.0):
+        for length in (1, 4, 9):
+            wanted = sum(right**number for number in range(length))
+            assert expected_codes(length, right) == pytest.approx(wanted)
 
 
 def test_several_items_are_decoded_without_drafts():

@@ -70,11 +70,12 @@ class Jukebox:
         self.names = [checkpoint.load_names(folder, prior.level) for prior in self.config.priors]
         self._priors: dict[int, Prior] = {}
         self._keeps_priors = checkpoint.prior_bytes(folder, self.config) <= self._kept_bytes()
+        self.draft = draft
         if draft:
             if fingerprint(draft.vqvae) != fingerprint(self.vqvae):
                 raise ValueError(f"{draft.folder} cannot draft for {folder}: its codes are those of another VQ-VAE")
             check_drafts(self.config.priors, draft.config.priors)
-            self.backend = with_drafts(self.backend, draft.prior)
+            self.backend = with_drafts(self.backend, lambda level: draft.prior(level, resident=False))
         logger.info("%s on %s in %s with the %s decoder", folder.name, device, _dtype_name(dtype), self.backend.name)
 
     @classmethod

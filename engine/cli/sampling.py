@@ -138,7 +138,7 @@ def resume(
             ("wrote", ", ".join(map(str, files))),
             ("audio", _audio_text(result.audio.shape[0], result.audio.shape[1] / result.sample_rate)),
             ("wall", f"{wall:.2f} s since it was resumed"),
-            ("decoder", f"{request.backend} on {request.device} in {request.dtype}"),
+            ("decoder", f"{request.backend} on {request.device} in {request.dtype}{_by_drafts(draft)}"),
             ("seed", str(request.params.seed)),
             ("run", str(run)),
         ]
@@ -206,11 +206,15 @@ def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | Non
         *([("told", told(params.labels))] if any(prior.labels for prior in jukebox.config.priors) else []),
         ("audio", _audio_text(params.num_samples, samples / jukebox.sample_rate)),
         ("wall", f"{wall:.2f} s: {new / wall:.3g}x real time"),
-        ("decoder", f"{jukebox.backend.name} on {jukebox.device} in {dtype}"),
+        ("decoder", f"{jukebox.backend.name} on {jukebox.device} in {dtype}{_by_drafts(settings.draft)}"),
         ("seed", str(params.seed)),
         *([("run", str(run))] if run else []),
     ]
     report(rows, err=output is None)
+
+
+def _by_drafts(draft: str | None) -> str:
+    return f", drafts by {draft}" if draft else ""
 
 
 def _go_on(run: Path | None) -> str:

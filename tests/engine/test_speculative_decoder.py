@@ -225,8 +225,9 @@ def test_requests_give_the_same_with_drafts(
         assert_same(jukebox.sample(params), expected)
         assert_same(jukebox.sample(params, order="time"), expected)
         # As large models are sampled: one window after another.
-        jukebox._keeps_priors = False
+        jukebox._keeps_priors = jukebox.draft._keeps_priors = False
         assert_same(jukebox.sample(params), expected)
+        assert list(jukebox._priors) == list(jukebox.draft._priors) == [0]
         resumed, _ = stopped_and_resumed(jukebox, params, tmp_path / backend, 30)
         assert_same(resumed, expected)
         with_draft = Jukebox.resume(tmp_path / backend, draft=draft)
@@ -269,7 +270,8 @@ def test_a_draft_that_cannot_be_used_is_refused(tiny_model, tmp_path):
 def test_drafts_on_the_command_line(run_cli, tiny_model, tmp_path):
     draft = changed(tiny_model, tmp_path / "draft")
     assert run_cli("sample", "a.wav", "--seconds", 0.08, "--backend", "native")[0] == 0
-    assert run_cli("sample", "b.wav", "--seconds", 0.08, "--backend", "native", "--draft", draft)[0] == 0
+    code, told, _ = run_cli("sample", "b.wav", "--seconds", 0.08, "--backend", "native", "--draft", draft)
+    assert code == 0 and f"native on cpu in float32, drafts by {draft}" in told
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
     assert run_cli("resume", "b.run", "--overwrite", "--draft", draft)[0] == 0
     code, _, err = run_cli("sample", "c.wav", "--draft", "nothing")

@@ -295,15 +295,9 @@ class Jukebox:
     def _prepare(self, params: SamplingParams, codes: Sequence[CodesLike | None] | None) -> Sampling:
         if params.seconds is None:
             raise ValueError("seconds is needed: the length of the result")
-        for prior in self.config.priors:
-            # Not when the levels above have been sampled for hours.
-            if prior.level < params.level or prior.level in self._priors:
-                continue
-            for path in checkpoint.network_paths(self.folder, checkpoint.prior_file(prior.level)):
-                if not path.exists():
-                    raise checkpoint.CheckpointError(
-                        f"{path} does not exist: sampling down to level {params.level} needs it"
-                    )
+        for jukebox in (self, self.draft):
+            if jukebox:
+                jukebox._check_files(params.level)
         samples = max(1, round(params.seconds * self.sample_rate))
         known = [tensor.expand(params.num_samples, -1) if len(tensor) == 1 else tensor for tensor in self._known(codes)]
         sampling = Sampling(self.config, params, samples, known, self.names)
@@ -312,6 +306,15 @@ class Jukebox:
                 f"the level {params.level} codes given fill {params.seconds:g} s: nothing is left to sample"
             )
         return sampling
+
+    def _check_files(self, level: int) -> None:
+        """Raises CheckpointError where one is missing: not when the levels above have been sampled for hours."""
+        for prior in self.config.priors:
+            if prior.level < level or prior.level in self._priors:
+                continue
+            for path in checkpoint.network_paths(self.folder, checkpoint.prior_file(prior.level)):
+                if not path.exists():
+                    raise checkpoint.CheckpointError(f"{path} does not exist: sampling down to level {level} needs it")
 
     def _create_run(
         self, sampling: Sampling, run_dir: str | Path | None, overwrite: bool, output: str | None

@@ -44,6 +44,10 @@ def check_drafts(priors: Sequence[PriorConfig], drafts: Sequence[PriorConfig]) -
             ours, theirs = getattr(prior, name), getattr(draft, name)
             if ours != theirs:
                 raise ValueError(f"the level {prior.level} prior's {name} is {ours}, not {theirs} as the draft's")
+        if draft.lyrics:
+            ours, theirs = (each.lyrics and (each.lyrics.vocabulary, each.lyrics.length) for each in (prior, draft))
+            if ours != theirs:
+                raise ValueError(f"the level {prior.level} prior and its draft read other lyrics: {ours}, {theirs}")
 
 
 def with_drafts(backend: Backend, drafts: Callable[[int], Prior]) -> Backend:
@@ -76,7 +80,7 @@ class SpeculativeDecoder:
     # A call's last draft is cut short: calls are longer than those of a decoder without.
     SECONDS_PER_CALL = 0.5
     # No longer drafts than take so many seconds to decode without: a call holds one at least, and a stop waits for it.
-    LONGEST_SECONDS = 2.5
+    LONGEST_SECONDS = 1.5
 
     def __init__(self, target: NativeDecoder, draft: NativeDecoder) -> None:
         check_drafts([target.prior.config], [draft.prior.config])
@@ -86,6 +90,7 @@ class SpeculativeDecoder:
         self._start()
 
     def _start(self) -> None:
+        self.warm = False
         # For each number of threads.
         self.lengths = dict[int, Trials]()
         # Codes written by drafts, and how many of them were drafted right.
@@ -150,10 +155,11 @@ class SpeculativeDecoder:
         """Threads, length of drafts, and codes."""
         team = self.target.team
         threads, codes = team.next_call(self.SECONDS_PER_CALL)
-        lengths = self.lengths.setdefault(threads, Trials(self.LENGTHS))
-        # While threads are tried, lengths are not.
-        if team.calls_left and lengths.recent:
-            length = lengths.best
+        lengths = self.lengths.setdefault(threads, Trials(self.LENGTHS, always_first=True))
+        # While threads are tried, lengths are not: with what is best for the number that they are held against.
+        known = self.lengths.get(team.base) if team.calls_left else None
+        if known and known.recent:
+            length = known.best
         else:
             length, codes = lengths.next_call(self.SECONDS_PER_CALL)
         return threads, length, max(codes, length)
@@ -164,7 +170,11 @@ class SpeculativeDecoder:
         if team.calls_left or not lengths.calls_left:
             team.measured(threads, codes, seconds)
         lengths.measured(length, codes, seconds)
-        if length == 1:
+        if not self.warm:
+            # The first step of all waits for the weights: it tells no more than that.
+            self.warm, self.lengths = True, {}
+            team.recent.clear()
+        elif length == 1:
             longest = self.LONGEST_SECONDS / lengths.cost(length)
             lengths.counts = [count for count in self.LENGTHS if count in lengths.recent or count <= longest]
 

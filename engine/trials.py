@@ -11,8 +11,9 @@ from collections.abc import Sequence
 class Trials:
     """Calls one of `counts`, numbers in order, by what each takes per step.
 
-    The next smaller and the next larger number beside the best are tried by turns, again from time to time. A single
-    call tells little on a busy machine: what counts is the median of the last three.
+    The next smaller and the next larger number beside the best are tried by turns, again from time to time, and with
+    `always_first` the first number as well. A single call tells little on a busy machine: what counts is the median of
+    the last three.
     """
 
     # What trials lose may be this part of the time between them. They are long enough for a second core to wake up,
@@ -20,10 +21,12 @@ class Trials:
     TRIAL_SECONDS, TRIAL_CALLS, LOSS = 0.03, 3, 0.02
     SHORTEST_PAUSE = 0.05
 
-    def __init__(self, counts: Sequence[int]) -> None:
-        self.counts = list(counts)
+    def __init__(self, counts: Sequence[int], always_first: bool = False) -> None:
+        self.counts, self.always_first = list(counts), always_first
         # Seconds per step of each count's last calls.
         self.recent: dict[int, deque[float]] = {}
+        # When each was tried last: the number of the trial.
+        self.tried: dict[int, int] = {}
         # The count that is tried, or was last, and the one that it is held against.
         self.trial, self.base = 0, 0
         self.calls_left, self.lost, self.next_trial = 0, 0.0, 0.0
@@ -47,6 +50,7 @@ class Trials:
             new = trial not in self.recent
             if new or time.monotonic() >= self.next_trial:
                 self.base, self.trial = base, trial
+                self.tried[trial] = max(self.tried.values(), default=0) + 1
                 # The first call of all only tells how long the others may be.
                 self.calls_left, self.lost = self.TRIAL_CALLS + new, 0.0
         if self.calls_left:
@@ -63,7 +67,10 @@ class Trials:
         """What to try beside `base`: a count that was never tried, the larger first, or the one whose turn it is."""
         place = self.counts.index(base)
         neighbours = [*self.counts[place + 1 : place + 2], *self.counts[max(place - 1, 0) : place]]
-        return min(neighbours, key=lambda count: (count in self.recent, count == self.trial))
+        if self.always_first and place > 1:
+            neighbours.append(self.counts[0])
+        # Those that were tried, the one first whose last trial is the longest ago.
+        return min(neighbours, key=lambda count: (count in self.recent, self.tried.get(count, 0)))
 
     def measured(self, count: int, steps: float, seconds: float) -> None:
         """What a call has taken."""

@@ -52,7 +52,8 @@ class Settings:
 DRAFT_OPTION = click.option(
     "--draft",
     metavar="NAME|FOLDER",
-    help="A student of the model that guesses codes ahead: the same result, of wide networks sooner.",
+    help="A student of the model that guesses codes ahead, of one piece at a time: the same result, sooner where "
+    "networks are wide.",
 )
 SAMPLING_OPTIONS = (
     click.option("--seed", type=int, default=0, show_default=True, help="Another seed, another piece."),

@@ -18,7 +18,7 @@ import click
 from ..stopping import Stopped, end_at_once
 from .labels import as_in, given_labels, told
 from .options import DRAFT_OPTION, PATH, REPORT_OPTIONS, Settings, sampling_options, shared_help, with_options
-from .terminal import Command, ProgressBar, load_model, new_file, report
+from .terminal import Command, ProgressBar, check_model, load_model, new_file, report
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,6 +121,8 @@ def resume(
         raise ValueError(f"{run} was begun without an output file: name one with --output")
     check_output(output)
     _check_plot(plot, plot_beside, overwrite)
+    if draft is not None:
+        check_model(draft)
     take_threads(threads)
     started = time.monotonic()
     end_at_once(lambda: _go_on(run))
@@ -138,7 +140,7 @@ def resume(
             ("wrote", ", ".join(map(str, files))),
             ("audio", _audio_text(result.audio.shape[0], result.audio.shape[1] / result.sample_rate)),
             ("wall", f"{wall:.2f} s since it was resumed"),
-            ("decoder", f"{request.backend} on {request.device} in {request.dtype}{_by_drafts(draft)}"),
+            ("decoder", f"{request.backend} on {request.device} in {request.dtype}{_by_drafts(draft, request.params)}"),
             ("seed", str(request.params.seed)),
             ("run", str(run)),
         ]
@@ -206,15 +208,17 @@ def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | Non
         *([("told", told(params.labels))] if any(prior.labels for prior in jukebox.config.priors) else []),
         ("audio", _audio_text(params.num_samples, samples / jukebox.sample_rate)),
         ("wall", f"{wall:.2f} s: {new / wall:.3g}x real time"),
-        ("decoder", f"{jukebox.backend.name} on {jukebox.device} in {dtype}{_by_drafts(settings.draft)}"),
+        ("decoder", f"{jukebox.backend.name} on {jukebox.device} in {dtype}{_by_drafts(settings.draft, params)}"),
         ("seed", str(params.seed)),
         *([("run", str(run))] if run else []),
     ]
     report(rows, err=output is None)
 
 
-def _by_drafts(draft: str | None) -> str:
-    return f", drafts by {draft}" if draft else ""
+def _by_drafts(draft: str | None, params: SamplingParams) -> str:
+    if not draft:
+        return ""
+    return f", drafts by {draft}" if len(params.batches[0]) == 1 else f"; {draft} drafts for single pieces only"
 
 
 def _go_on(run: Path | None) -> str:

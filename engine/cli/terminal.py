@@ -118,6 +118,14 @@ def report(rows: Sequence[tuple[str, str]], err: bool = False) -> None:
         click.echo(f"{name:{width}}  {value}", err=err)
 
 
+def check_model(name: str) -> None:
+    """Raises ValueError where there is none of that name."""
+    from ..jukebox import MODELS
+
+    if name not in MODELS and not (name and Path(name).expanduser().is_dir()):
+        raise ValueError(f"no model {name!r}: it is neither a folder nor one of the names {', '.join(MODELS)}")
+
+
 def load_model(
     model: str,
     device: str,
@@ -127,13 +135,13 @@ def load_model(
     draft: str | None = None,
 ) -> Jukebox:
     """Raises ValueError (CheckpointError) where it cannot be used."""
-    from ..jukebox import MODELS, Jukebox
+    from ..jukebox import Jukebox
     from ..threads import take_threads
 
     take_threads(threads)
-    for name in (model, draft):
-        if name is not None and name not in MODELS and not Path(name).expanduser().is_dir():
-            raise ValueError(f"no model {name!r}: it is neither a folder nor one of the names {', '.join(MODELS)}")
+    check_model(model)
+    if draft is not None:
+        check_model(draft)
     return Jukebox.from_pretrained(model, device, dtype, backend, draft)
 
 

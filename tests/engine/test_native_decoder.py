@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fastjukebox.engine.config import ConditionerConfig
+from fastjukebox.engine.config import ConditionerConfig, LabelConfig, LyricConfig, PriorConfig
 from fastjukebox.engine.decoder import BACKENDS, EagerDecoder, LevelSampling, WindowTask, choose_backend
 from fastjukebox.engine.kv_cache import KVCache
 from fastjukebox.engine.native_decoder import NativeDecoder
@@ -329,3 +329,14 @@ def test_positions_beyond_the_window_are_refused(positions):
             call(*positions, 1)
     with pytest.raises(ValueError, match=message):
         decoder.model.prefill(decoder._native_task, *positions, 1)
+
+
+def test_lyrics_may_be_longer_than_the_window():
+    encoder = PriorConfig(0, 16, 1, 1, 300, 5, codebook_size=9)
+    patterns = (Pattern.ROW, Pattern.CROSS)
+    told = {"labels": LabelConfig(2, 2, 1), "lyrics": LyricConfig(9, 300, encoder)}
+    prior = make_prior(context_len=24, num_rows=4, pattern_cycle=patterns, **told)
+    told = {"lyrics": torch.randn(1, 300, prior.config.width), "start_cond": torch.randn(2, 1, prior.config.width)}
+    tasks = [dataclasses.replace(make_task(prior, 2, 5), **told) for _ in range(2)]
+    eager, ours = (decode(kind(prior, 2), task) for kind, task in zip((EagerDecoder, NativeDecoder), tasks))
+    assert (eager == ours).float().mean() > 0.9

@@ -25,7 +25,7 @@ NOT_YET = "not yet measured"
 BUILD: dict[str, tuple[str, Callable[[list[Record]], Table]]] = {
     "peers": ("peers", table_rows.peers),
     "decode": ("decode-cpu", table_rows.decode),
-    "speculative": ("speculative", kernel_rows.speculative),
+    "speculative": ("speculative", table_rows.speculative),
     "int8": ("int8", table_rows.int8),
     "table1": ("table1-cpu", table_rows.table1),
     "roofline": ("roofline-cpu", table_rows.roofline),

@@ -264,7 +264,7 @@ class Sampling:
     def task(self, window: Window, items: range, prior: Prior, decoder: Decoder) -> WindowTask:
         """What a decoder is given for some items of a window: conditions, and the prompt as far as it is there."""
         task = self._task(window, items, prior, decoder)
-        if isinstance(decoder, SpeculativeDecoder) and not decoder.same_conditions and len(items) == 1:
+        if isinstance(decoder, SpeculativeDecoder) and not decoder.same_conditions:
             draft = self._task(window, items, decoder.draft.prior, decoder.draft)
             return replace(task, draft=replace(draft, codes=task.codes))
         return task

@@ -13,7 +13,6 @@ little more time than one takes.
 from __future__ import annotations
 
 import copy
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -73,7 +72,7 @@ def expected_codes(length: float, right: float) -> float:
 
 
 class SpeculativeDecoder:
-    """Decodes as `target` does: one item at a time by drafts of `draft`, several items as `target` does alone."""
+    """Decodes one item at a time as `target` does, by drafts of `draft`."""
 
     # Codes of a draft; 1: without. What is best is found by trials.
     LENGTHS = (1, 4, 8, 16)
@@ -86,7 +85,7 @@ class SpeculativeDecoder:
         check_drafts([target.prior.config], [draft.prior.config])
         self.target, self.draft = target, draft
         # Whether a window's conditions are the same for both.
-        self.same_conditions = _conditioning(target.prior) == _conditioning(draft.prior)
+        self.same_conditions = _same_conditions(target.prior, draft.prior)
         self._start()
 
     def _start(self) -> None:
@@ -95,8 +94,8 @@ class SpeculativeDecoder:
         self.lengths = dict[int, Trials]()
         # Codes written by drafts, and how many of them were drafted right.
         self.written, self.right = 0, 0
-        # Positions that the draft has seen; None: it is not asked.
-        self.seen: int | None = None
+        # Positions that the draft has seen.
+        self.seen = 0
 
     def twin(self, threads: int) -> SpeculativeDecoder:
         other = copy.copy(self)
@@ -114,10 +113,8 @@ class SpeculativeDecoder:
     def begin(self, task: WindowTask) -> None:
         """`task.draft` is what the draft is told, in the same codes; None: the same."""
         self.target.begin(task)
-        self.seen = None
-        if len(task.codes) == 1:
-            self.draft.begin(task.draft or task)
-            self.seen = 0
+        self.draft.begin(task.draft or task)
+        self.seen = 0
 
     def extend(self, start: int, stop: int) -> None:
         self.target.extend(start, stop)
@@ -127,9 +124,6 @@ class SpeculativeDecoder:
             self.seen = stop
 
     def run(self, start: int, stop: int) -> None:
-        if self.seen is None:
-            self.target.run(start, stop)
-            return
         native_library.rest_pytorch_threads()
         while start < stop:
             threads, length, codes = self._next_call()
@@ -179,11 +173,12 @@ class SpeculativeDecoder:
             lengths.counts = [count for count in self.LENGTHS if count in lengths.recent or count <= longest]
 
 
-def _conditioning(prior: Prior) -> dict[str, bytes]:
-    """A digest of each tensor that makes the conditions of a window."""
-    found = {}
-    for name, tensor in prior.named_parameters():
-        if name.startswith(CONDITIONING):
-            values = tensor.detach().contiguous().view(torch.uint8).numpy()
-            found[name] = hashlib.sha256(repr(tuple(tensor.shape)).encode() + values.tobytes()).digest()
-    return found
+def _same_conditions(prior: Prior, draft: Prior) -> bool:
+    """Whether all that makes the conditions of a window is the same to the bit."""
+    ours, theirs = (
+        {name: tensor for name, tensor in each.named_parameters() if name.startswith(CONDITIONING)}
+        for each in (prior, draft)
+    )
+    return ours.keys() == theirs.keys() and all(
+        tensor.dtype == theirs[name].dtype and torch.equal(tensor, theirs[name]) for name, tensor in ours.items()
+    )

@@ -26,21 +26,8 @@ def test_a_widened_network_has_the_logits_of_the_small_one(name):
 @pytest.mark.skipif(bool(native_library.missing()), reason="needs the native decoder")
 def test_drafts_are_timed_and_shown(tmp_path, capsys):
     path = tmp_path / "speculative.jsonl"
-    arguments = [
-        "--pairs",
-        "demo-72:demo",
-        "--width",
-        "256",
-        "--codes",
-        "40",
-        "--rounds",
-        "2",
-        "--threads",
-        "1",
-        "--json",
-        str(path),
-    ]
-    assert speculative.main(arguments) == 0
+    small = ["--width", "256", "--codes", "40", "--rounds", "2", "--threads", "1"]
+    assert speculative.main(["--pairs", "demo-72:demo", *small, "--json", str(path)]) == 0
     records = read(path)
     assert [r["backend"] for r in records] == ["native", "native-int8"]
     for record in records:
@@ -65,21 +52,8 @@ def test_times_of_other_codes_are_not_reported(tmp_path, monkeypatch):
         return right
 
     monkeypatch.setattr(speculative.NativeDecoder, "speculate", wrong)
-    options = [
-        "--pairs",
-        "demo:demo-3",
-        "--width",
-        "128",
-        "--codes",
-        "8",
-        "--rounds",
-        "1",
-        "--threads",
-        "1",
-        "--backends",
-        "native",
-    ]
-    assert speculative.main([*options, "--json", str(path)]) == 1
+    small = ["--width", "128", "--codes", "8", "--rounds", "1", "--threads", "1", "--backends", "native"]
+    assert speculative.main(["--pairs", "demo:demo-3", *small, "--json", str(path)]) == 1
     assert "the codes are not those without drafts" in json.loads(path.read_text())["error"]
 
 

@@ -9,8 +9,9 @@ class Stopped(BaseException):
     pass
 
 
-def stopped_and_resumed(jukebox, params, folder, stop_at):
-    """The result of a request that is stopped once so many codes are there, and the progress since it was resumed."""
+def stopped_and_resumed(jukebox, params, folder, stop_at, draft=None):
+    """The result of a request that is stopped once so many codes are there, and the progress since it was resumed, with
+    that draft."""
 
     def stop(progress):
         if progress.done >= stop_at:
@@ -19,7 +20,7 @@ def stopped_and_resumed(jukebox, params, folder, stop_at):
     with pytest.raises(Stopped):
         jukebox.sample(params, run_dir=folder, progress=stop)
     progress = []
-    return Jukebox.resume(folder, progress.append), progress
+    return Jukebox.resume(folder, progress.append, draft=draft), progress
 
 
 def assert_same(result, expected):

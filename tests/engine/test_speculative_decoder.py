@@ -1,7 +1,6 @@
 """Drafts change no code: neither good ones nor bad ones, of whatever length, on any number of threads."""
 
 import dataclasses
-import gc
 import shutil
 from types import SimpleNamespace
 
@@ -16,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from labelled_models import PARAMS, top_priors, write_model
 from native_cases import decode, make_prior, make_task
-from resumed import Stopped, assert_same, stopped_and_resumed
+from resumed import assert_same, stopped_and_resumed
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.skipif(
@@ -28,6 +27,14 @@ pytestmark = pytest.mark.skipif(
 def always_drafts(monkeypatch):
     """Drafts of four codes, however slow they are on tiny networks."""
     monkeypatch.setattr(SpeculativeDecoder, "LENGTHS", (4,))
+
+
+@pytest.fixture
+def decoders(monkeypatch):
+    """All that draft."""
+    found, start = [], SpeculativeDecoder._start
+    monkeypatch.setattr(SpeculativeDecoder, "_start", lambda decoder: (found.append(decoder), start(decoder)))
+    return found
 
 
 def nearly(prior, change):
@@ -178,12 +185,12 @@ def test_codes_to_expect_of_a_check():
 
 def test_several_items_are_decoded_without_drafts():
     prior = make_prior()
-    tasks = [make_task(prior, 3, 10, cond=True) for _ in range(2)]
     backend = with_drafts(choose_backend("native", torch.device("cpu"), torch.float32), lambda level: prior)
     assert isinstance(backend.build(prior, 3), NativeDecoder)
-    drafted = SpeculativeDecoder(NativeDecoder(prior, 3), NativeDecoder(prior, 1))
-    assert torch.equal(decode(drafted, tasks[0]), decode(NativeDecoder(prior, 3), tasks[1]))
-    assert drafted.written == 0
+    drafting = backend.build(prior, 1)
+    assert isinstance(drafting, SpeculativeDecoder)
+    with pytest.raises(ValueError, match="3 items for a decoder of 1"):
+        drafting.begin(make_task(prior, 3))
 
 
 @pytest.mark.usefixtures("always_drafts")
@@ -231,11 +238,6 @@ def test_tasks_that_do_not_belong_together_are_refused():
         target.speculate(draft, 0, 4, 0, 1)
 
 
-def stop_at_30(progress):
-    if progress.done >= 30:
-        raise Stopped
-
-
 def changed(folder, other):
     """A copy of a model that draws other codes here and there."""
     shutil.copytree(folder, other)
@@ -248,7 +250,7 @@ def changed(folder, other):
 @pytest.mark.usefixtures("always_drafts")
 @pytest.mark.parametrize("kind", ["none", *top_priors()])
 def test_requests_give_the_same_with_drafts(
-    kind, tiny_model, tiny_config, randomize, randomize_vqvae, tmp_path, monkeypatch
+    kind, tiny_model, tiny_config, randomize, randomize_vqvae, tmp_path, decoders
 ):
     labelled = kind != "none"
     folder = write_model(tmp_path / kind, kind, tiny_config, randomize, randomize_vqvae) if labelled else tiny_model
@@ -256,10 +258,9 @@ def test_requests_give_the_same_with_drafts(
     params = dataclasses.replace(PARAMS, num_samples=1, labels=PARAMS.labels if labelled else None)
     if kind == "labels":
         params = dataclasses.replace(params, labels=dataclasses.replace(PARAMS.labels, lyrics=""))
-    decoders = []
-    monkeypatch.setattr(SpeculativeDecoder, "__del__", lambda decoder: decoders.append(decoder), raising=False)
     for backend in ("native", "native-int8"):
-        expected = Jukebox.from_pretrained(folder, backend=backend).sample(params)
+        plain = Jukebox.from_pretrained(folder, backend=backend)
+        expected = plain.sample(params)
         jukebox = Jukebox.from_pretrained(folder, backend=backend, draft=draft)
         assert_same(jukebox.sample(params), expected)
         assert_same(jukebox.sample(params, order="time"), expected)
@@ -267,16 +268,11 @@ def test_requests_give_the_same_with_drafts(
         jukebox._keeps_priors = jukebox.draft._keeps_priors = False
         assert_same(jukebox.sample(params), expected)
         assert list(jukebox._priors) == list(jukebox.draft._priors) == [0]
-        resumed, _ = stopped_and_resumed(jukebox, params, tmp_path / backend, 30)
-        assert_same(resumed, expected)
-        written = sum(decoder.written for decoder in decoders)
-        with pytest.raises(Stopped):
-            jukebox.sample(params, run_dir=tmp_path / f"{backend}-drafted", progress=stop_at_30)
-        gc.collect()
+        assert_same(stopped_and_resumed(jukebox, params, tmp_path / backend, 30)[0], expected)
         before = sum(decoder.written for decoder in decoders)
-        assert_same(Jukebox.resume(tmp_path / f"{backend}-drafted", draft=draft), expected)
-        gc.collect()
-        assert sum(decoder.written for decoder in decoders) > before >= written
+        resumed, _ = stopped_and_resumed(plain, params, tmp_path / f"{backend}-later", 30, draft)
+        assert_same(resumed, expected)
+        assert sum(decoder.written for decoder in decoders) > before
     checked = sum(decoder.written for decoder in decoders)
     assert 0.2 < sum(decoder.right for decoder in decoders) / checked < 0.99
 
@@ -289,17 +285,14 @@ def test_several_samples_and_a_single_one_are_the_same_with_drafts(tiny_model, t
     assert_same(jukebox.sample(dataclasses.replace(params, batch_size=1)), expected)
 
 
-def test_a_student_of_the_demo_drafts_for_its_teacher():
+@pytest.mark.usefixtures("always_drafts")
+def test_a_student_of_the_demo_drafts_for_its_teacher(decoders):
     teacher = Jukebox.from_pretrained("demo-72", backend="native")
     params = SamplingParams(0.5, seed=3, level=1)
-    with pytest.MonkeyPatch.context() as patches:
-        patches.setattr(SpeculativeDecoder, "LENGTHS", (8,))
-        decoders = []
-        patches.setattr(SpeculativeDecoder, "__del__", lambda decoder: decoders.append(decoder), raising=False)
-        drafted = Jukebox.from_pretrained("demo-72", backend="native", draft="demo").sample(params)
+    drafted = Jukebox.from_pretrained("demo-72", backend="native", draft="demo").sample(params)
     assert_same(drafted, teacher.sample(params))
     # It keeps its teacher's conditioner, which is asked once.
-    assert all(decoder.same_conditions for decoder in decoders)
+    assert decoders and all(decoder.same_conditions for decoder in decoders)
     assert sum(decoder.right for decoder in decoders) > 0.7 * sum(decoder.written for decoder in decoders)
 
 

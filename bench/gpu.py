@@ -37,7 +37,8 @@ from .options import amount, appendable
 # The script and the function that has a record's line. Imported when there is one: `make gpu` uses what packages the
 # machine has, and not every script needs all.
 SAY = {
-    name: (name, "say") for name in ("decode", "prefill", "attention", "ops", "roofline", "peers", "table1", "scaling")
+    name: (name, "say")
+    for name in ("decode", "prefill", "attention", "ops", "roofline", "peers", "table1", "scaling", "speculative")
 }
 SAY["exchanges"] = "roofline", "say_exchange"
 # What a stage may take beyond its share, to finish the row it is in.
@@ -72,6 +73,7 @@ def stages() -> list[Stage]:
             "batch", 5, ("decode", *upsampler, "upsampler-0-72", "--batch", "32", "16", "4", "--dtype", "fp16", *triton)
         ),
         Stage("prefill", 3, ("prefill",)),
+        Stage("drafts", 5, ("speculative", "--device", "cuda", "--width", "1920", "--codes", "1024", "--rounds", "5")),
         Stage("attention bf16", 10, ("attention", "--dtype", "bf16")),
         Stage("roofline", 3, ("roofline", *upsampler, "--batch", "1", "--dtype", "fp16", *triton, "--parts", *parts)),
         Stage("other sizes", 4, ("decode", "--sizes", "upsampler-0-18", "top-18", "upsampler-0-24", "--batch", "1")),

@@ -1,6 +1,7 @@
 """Speculative decoding (engine/speculative_decoder.py): milliseconds per code with drafts and without.
 
     python bench speculative [--pairs demo-72:demo-3 --width 2048 --backends native native-int8 --json FILE]
+    python bench speculative --device cuda [--width 1920 --backends triton triton-int8]
 
 A pair is a model and the one that drafts for it. How much drafts help depends on how many of them are right, which
 needs trained networks, and on the width; so the bottom level's networks are widened by repeating their values
@@ -25,9 +26,9 @@ import torch
 
 from ..engine import Jukebox, SamplingParams
 from ..engine.decoder import LevelSampling, WindowTask, choose_backend
-from ..engine.native_decoder import NativeDecoder
+from ..engine.graph_decoder import GraphDecoder
 from ..engine.patterns import Pattern
-from ..engine.speculative_decoder import check_drafts
+from ..engine.speculative_decoder import CheckingDecoder, check_drafts, expect_drafts
 from .harness import Rows, add_options, quantiles, rounds_of
 from .options import decoder, positive, refuse
 from .widened import widened
@@ -52,32 +53,32 @@ def usable(pair: str, width: int) -> None:
             raise ValueError("for bottom levels with a conditioner and without labels")
 
 
-def window(model: str) -> WindowTask:
+def window(model: str, device: torch.device, backend: str) -> WindowTask:
     """A window's first half and condition, as the model samples them."""
-    jukebox = Jukebox.from_pretrained(model, "cpu", backend="native")
+    jukebox = Jukebox.from_pretrained(model, device, torch.float32, backend)
     config = jukebox.config.priors[0]
     assert config.conditioner
     count = config.context_len // config.conditioner.upper_ratio
     seconds = count * jukebox.config.vqvae.samples_per_code(1) / jukebox.sample_rate
     upper = jukebox.sample(SamplingParams(seconds, seed=SEED, level=1)).codes[1][:, :count]
-    prior = jukebox.prior(0)
-    small = NativeDecoder(prior, 1)
-    codes = torch.zeros(1, config.context_len, dtype=torch.long)
-    sampling = LevelSampling(TEMPERATURE)
-    task = WindowTask(codes, 0, torch.arange(1), SEED, 0, 0, sampling, frame_cond=prior.condition(upper))
+    small = jukebox.backend.build(jukebox.prior(0), 1)
+    codes, items = torch.zeros(1, config.context_len, dtype=torch.long), torch.arange(1)
+    sampling, cond = LevelSampling(TEMPERATURE), small.condition(upper.to(device))
+    task = WindowTask(codes.to(device), 0, items.to(device), SEED, 0, 0, sampling, frame_cond=cond)
     small.prefill(task)
     start = config.context_len // 2 // config.row_len * config.row_len
     small.run(0, start)
     return replace(task, prompt_len=start)
 
 
-def wide_decoder(name: str, width: int, backend: str) -> NativeDecoder:
+def wide_decoder(name: str, width: int, device: torch.device, backend: str) -> CheckingDecoder:
     prior = Jukebox.from_pretrained(name, "cpu").prior(0)
-    found = choose_backend(backend, torch.device("cpu"), torch.float32)
-    return cast("NativeDecoder", found.build(widened(prior, width // prior.config.width), 1))
+    dtype = torch.float32 if device.type == "cpu" else torch.float16
+    wide = widened(prior, width // prior.config.width).to(device, dtype)
+    return cast("CheckingDecoder", choose_backend(backend, device, dtype).build(wide, 1))
 
 
-def told(task: WindowTask, decoder: NativeDecoder) -> WindowTask:
+def told(task: WindowTask, decoder: CheckingDecoder) -> WindowTask:
     """The task for a widened decoder, with its prompt."""
     assert task.frame_cond is not None
     times = decoder.prior.config.width // task.frame_cond.shape[-1]
@@ -85,31 +86,49 @@ def told(task: WindowTask, decoder: NativeDecoder) -> WindowTask:
     return replace(task, frame_cond=task.frame_cond.repeat(1, 1, times), sampling=sampling)
 
 
-def measure(model: str, draft: str, width: int, backend: str, codes: int, threads: int, rows: Rows) -> dict[str, Any]:
-    task = window(model)
-    target, drafts = (wide_decoder(name, width, backend) for name in (model, draft))
-    for each in (target, drafts):
+def caches(decoder: CheckingDecoder) -> list[Any]:
+    """Those of its layers."""
+    found = cast("Any", decoder).cache
+    return found if isinstance(found, list) else found.layers
+
+
+def measure(
+    model: str, draft: str, width: int, device: torch.device, backend: str, codes: int, threads: int, rows: Rows
+) -> dict[str, Any]:
+    task = window(model, device, backend)
+    # One to be timed alone.
+    target, drafts, alone = (wide_decoder(name, width, device, backend) for name in (model, draft, draft))
+    expect_drafts(target, drafts, LENGTHS)
+    for each in (drafts, target, alone):
         each.prefill(told(task, each))
     # A row's first position: what is written from there on replaces nothing that is read but previous rows.
     start = task.prompt_len
     rewound = [
         (tensor, tensor.clone())
-        for each in (target, drafts)
-        for pattern, cache in zip(each.prior.config.layer_patterns, each.cache, strict=True)
+        for each in (target, drafts, alone)
+        for pattern, cache in zip(each.prior.config.layer_patterns, caches(each), strict=True)
         if pattern is Pattern.PREVIOUS_ROW
         for tensor in (cache.keys, cache.values)
     ]
     stop = min(start + codes, task.codes.shape[1])
     right: dict[int, int] = {}
 
+    @torch.inference_mode()
+    def rewind() -> None:
+        task.codes[:, start:] = 0
+        for tensor, before in rewound:
+            tensor.copy_(before)
+        for each in (target, drafts, alone):
+            if isinstance(each, GraphDecoder):
+                each.codes[:, start:] = 0
+                each.go_to(start)
+
     def with_drafts(length: int) -> None:
         right[length], _, _ = target.speculate(drafts, start, stop, length, threads)
 
     def checked(run: Callable[[], object]) -> Callable[[], object]:
         def runs() -> None:
-            task.codes[:, start:] = 0
-            for tensor, before in rewound:
-                tensor.copy_(before)
+            rewind()
             run()
             if not torch.equal(task.codes[:, start:stop], expected):
                 raise RuntimeError("the codes are not those without drafts: no times are reported")
@@ -120,8 +139,13 @@ def measure(model: str, draft: str, width: int, backend: str, codes: int, thread
     expected = task.codes[:, start:stop].clone()
     ways: dict[str, Callable[[], object]] = {"plain": lambda: target.decode(start, stop, threads)}
     ways |= {f"drafts_{length}": lambda length=length: with_drafts(length) for length in LENGTHS}
-    ways = {name: checked(run) for name, run in ways.items()} | {"draft": lambda: drafts.decode(start, stop, threads)}
-    times = rounds_of(ways, torch.device("cpu"), rows.rounds)
+
+    def draft_alone() -> None:
+        rewind()
+        alone.decode(start, stop, threads)
+
+    ways = {name: checked(run) for name, run in ways.items()} | {"draft": draft_alone}
+    times = rounds_of(ways, device, rows.rounds)
     per_code = {name: [1e3 * taken / (stop - start) for taken in found] for name, found in times.items()}
     ratios = {
         f"drafts_{length}_speedup": quantiles(
@@ -151,16 +175,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", default=list(PAIRS), metavar="MODEL:DRAFT")
     parser.add_argument("--width", type=positive, default=2048)
-    parser.add_argument("--backends", nargs="+", type=decoder, default=["native", "native-int8"])
+    parser.add_argument(
+        "--backends", nargs="+", type=decoder, help="[default: the native ones, on a GPU Triton's: FP16 and int8]"
+    )
     parser.add_argument("--codes", type=positive, default=128)
     add_options(parser, rounds=5)
     parser.set_defaults(device="cpu")
     options = parser.parse_args(arguments)
-    if options.device != "cpu":
-        parser.error("drafts are for the native decoders, on the CPU")
+    device = torch.device(options.device)
+    kind = "native" if device.type == "cpu" else "triton"
+    options.backends = options.backends or [kind, f"{kind}-int8"]
     for backend in options.backends:
-        if not backend.startswith("native"):
-            parser.error(f"drafts are for the native decoders, not for {backend}")
+        if not backend.startswith(kind):
+            parser.error(f"drafts on {device} are for the {kind} decoders, not for {backend}")
     refuse(parser, options.pairs, lambda pair: usable(pair, options.width))
     if options.quick:
         options.pairs, options.codes = options.pairs[:1], min(options.codes, 48)
@@ -170,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
             rows.add(
                 f"{model} by drafts of {draft}, width {options.width}, {backend}",
                 lambda model=model, draft=draft, backend=backend: measure(
-                    model, draft, options.width, backend, options.codes, options.threads, rows
+                    model, draft, options.width, device, backend, options.codes, options.threads, rows
                 ),
                 say,
                 {"model": model, "draft": draft},

@@ -153,7 +153,8 @@ class Backend:
     """A way to decode: `missing(device, dtype)` says in a few words why it cannot run there, or None.
 
     int8: it rounds the weights. automatic: it is taken without being asked for by name. native: it takes FP16
-    matrices in an FP32 prior as they are, and builds OverlappingDecoders.
+    matrices in an FP32 prior as they are, and builds OverlappingDecoders. drafts: it builds CheckingDecoders (see
+    speculative_decoder.py).
     """
 
     name: str
@@ -162,6 +163,7 @@ class Backend:
     int8: bool = False
     automatic: bool = True
     native: bool = False
+    drafts: bool = False
 
 
 def _native(prior: Prior, batch: int) -> Decoder:
@@ -187,10 +189,10 @@ def _native_missing(device: torch.device, dtype: torch.dtype) -> str | None:
 # The fastest first.
 BACKENDS = (
     # TODO: both of Triton's automatic, once `pytest -m gpu` has passed on a GPU.
-    Backend("triton", graph_decoder.GraphDecoder, graph_decoder.missing, automatic=False),
-    Backend("native", _native, _native_missing, native=True),
-    Backend("triton-int8", graph_decoder.int8_decoder, graph_decoder.missing, int8=True, automatic=False),
-    Backend("native-int8", _native_int8, _native_missing, int8=True, native=True),
+    Backend("triton", graph_decoder.GraphDecoder, graph_decoder.missing, automatic=False, drafts=True),
+    Backend("native", _native, _native_missing, native=True, drafts=True),
+    Backend("triton-int8", graph_decoder.int8_decoder, graph_decoder.missing, int8=True, automatic=False, drafts=True),
+    Backend("native-int8", _native_int8, _native_missing, int8=True, native=True, drafts=True),
     Backend("eager", EagerDecoder, lambda device, dtype: None),
 )
 

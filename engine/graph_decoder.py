@@ -2,11 +2,13 @@
 
 Everything that changes from step to step or from window to window lies in device tensors: the positions, which the
 last kernel of a step moves on, the codes, the noise key, the filters. So one graph serves every step of every window.
-Activations are FP32; the cache has the weights' dtype.
+Activations are FP32; the cache has the weights' dtype. With drafts, see draft_cycle.py.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,9 +21,11 @@ from .kv_cache import KVCache, LayerCache
 from .prior import Prior
 from .threads import one_thread
 from .transformer import TransformerLayer
+from .trials import TeamSize
 
 if TYPE_CHECKING:
     from .decoder import WindowTask
+    from .draft_cycle import DraftCycle
 
 
 def missing(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -51,7 +55,6 @@ class _Parts(NamedTuple):
 class _Layer(NamedTuple):
     module: TransformerLayer
     cache: LayerCache
-    parts: _Parts
     qkv: PackedWeight
     proj: PackedWeight
     up: PackedWeight
@@ -73,86 +76,139 @@ class GraphDecoder:
     ) -> None:
         if ops is None:
             from ..kernels import fused as ops
-        self.prior, self.lanes, self.steps_per_graph, self.ops = prior, batch, steps_per_graph, ops
-        self.graphs: dict[tuple[bool, int], torch.cuda.CUDAGraph] = {}
-        self.behind: torch.cuda.Event | None = None
-        with torch.inference_mode():
-            self._allocate(prior, batch, int8)
-
-    def _allocate(self, prior: Prior, batch: int, int8: bool) -> None:
+        self.prior, self.steps_per_graph, self.ops = prior, steps_per_graph, ops
         config, device = prior.config, prior.device
-        dtype = torch.promote_types(prior.dtype, torch.float32)
+        # Of the host's threads.
+        self.team = TeamSize(1)
+        self.cycles: dict[int, DraftCycle] = {}
+        # How many steps the graphs have.
+        self.recorded: tuple[int, ...] = (1, steps_per_graph)
+        with torch.inference_mode():
+            self.noise_key = torch.zeros(4, dtype=torch.int64, device=device)
+            self.filters = torch.ones(3, dtype=torch.float32, device=device)
+            self.cache = KVCache(config, batch, device, prior.dtype)
+            self.head = pack_weight(prior.head.t(), int8)
+            self.layers: list[_Layer] = []
+            for module, cache in zip(prior.layers, self.cache.layers, strict=True):
+                assert isinstance(module, TransformerLayer)
+                packed = (pack_weight(p.weight, int8) for p in (module.qkv, module.proj, module.up, module.down))
+                self.layers.append(_Layer(module, cache, *packed))
+            self._allocate(batch)
+
+    def _allocate(self, lanes: int) -> None:
+        """All that holds something for each lane, but the cache."""
+        config, device = self.prior.config, self.prior.device
+        dtype = torch.promote_types(self.prior.dtype, torch.float32)
 
         def buffer(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-            return torch.zeros(batch, *shape, device=device, dtype=dtype)
+            return torch.zeros(lanes, *shape, device=device, dtype=dtype)
 
+        self.lanes = lanes
         self.x, self.h = buffer(config.width), buffer(config.width)
         self.q, self.hidden = buffer(config.attn_width), buffer(config.mlp_width)
         self.logits = buffer(config.codebook_size)
         self.codes = buffer(config.context_len, dtype=torch.int64)
         self.positions, self.items = buffer(dtype=torch.int64), buffer(dtype=torch.int64)
         self.frame_cond: Tensor | None = None
-        self.noise_key = torch.zeros(4, dtype=torch.int64, device=device)
-        self.filters = torch.ones(3, dtype=torch.float32, device=device)
-        self.cache = KVCache(config, batch, device, prior.dtype)
-        self.head = pack_weight(prior.head.t(), int8)
+        self.cond: Tensor | None = None
         # Layers of one pattern take turns with one buffer.
-        parts: dict[str, _Parts] = {}
-        self.layers: list[_Layer] = []
-        for module, cache in zip(prior.layers, self.cache.layers, strict=True):
-            assert isinstance(module, TransformerLayer)
-            pattern = cache.pattern.value
-            if pattern not in parts:
-                count, _ = reference.attention_parts(pattern, config.row_len, cache.kv.shape[3])
-                sums = buffer(count, config.heads, config.head_dim)
-                parts[pattern] = _Parts(sums, buffer(count, config.heads), buffer(count, config.heads))
-            packed = (pack_weight(p.weight, int8) for p in (module.qkv, module.proj, module.up, module.down))
-            self.layers.append(_Layer(module, cache, parts[pattern], *packed))
+        self.parts: dict[str, _Parts] = {}
+        for layer in self.cache.layers:
+            count, _ = reference.attention_parts(layer.pattern.value, config.row_len, layer.kv.shape[3])
+            sums = buffer(count, config.heads, config.head_dim)
+            self.parts[layer.pattern.value] = _Parts(sums, *(buffer(count, config.heads) for _ in range(2)))
+        self.graphs: dict[tuple[bool, int], torch.cuda.CUDAGraph] = {}
+        self.behind: torch.cuda.Event | None = None
+
+    def side_by_side(self, positions: int) -> GraphDecoder:
+        """Another one with the same weights, noise and cache, whose lanes are so many positions of this one's item; its
+        condition is the item's, too."""
+        if self.lanes > 1:
+            raise ValueError(f"positions side by side are for one item, not for {self.lanes}")
+        other = copy.copy(self)
+        with torch.inference_mode():
+            other._allocate(positions)
+        return other
+
+    def expect_drafts(self, draft: GraphDecoder, lengths: Sequence[int]) -> None:
+        """From here on `draft` only drafts for this decoder, so many codes at a time (`speculate`)."""
+        from .draft_cycle import DraftCycle
+
+        # One has guessed them, the other corrects them.
+        draft.codes, draft.recorded = self.codes, ()
+        self.cycles = {length: DraftCycle(self, draft, length) for length in lengths}
 
     @torch.inference_mode()
     def condition(self, upper_codes: Tensor) -> Tensor:
         with one_thread():
             return self.prior.condition(upper_codes)
 
-    @torch.inference_mode()
     def prefill(self, task: WindowTask) -> None:
-        batch, pos = len(task.codes), task.prompt_len
-        if batch > self.lanes:
-            raise ValueError(f"{batch} items for a decoder of {self.lanes}")
-        prior, device = self.prior, self.prior.device
-        # Lanes without an item repeat the last one.
-        pick = torch.arange(self.lanes, device=device).clamp(max=batch - 1)
-        conditions = task.frame_cond, task.start_cond
-        frame_cond, start_cond = (None if cond is None else cond[pick].to(prior.dtype) for cond in conditions)
-        if frame_cond is None:
-            self.cond = None
-        else:
-            if self.frame_cond is None:
-                self.frame_cond = torch.zeros_like(frame_cond, memory_format=torch.contiguous_format)
-            self.cond = self.frame_cond
+        self.begin(task)
+        self.extend(0, task.prompt_len)
+
+    @torch.inference_mode()
+    def begin(self, task: WindowTask) -> None:
+        """Take the task, whose prompt `extend` puts into the cache; if drafts are expected, after their decoder."""
+        prior, device, sampling = self.prior, self.prior.device, task.sampling
+        self.task, self.pos = task, 0
+        self.start_cond = self._take_conditions(task)
+        for cycle in self.cycles.values():
+            cycle.check.cond = self.cond
         if device.type == "cuda":
-            # The recording runs a step, which leaves its traces in the buffers.
+            # The recording runs steps, which leave their traces in the buffers.
             with torch.cuda.device(device):
                 self._record()
-        if self.cond is not None and frame_cond is not None:
-            self.cond.copy_(frame_cond)
-        self.task, self.pos = task, pos
-        self.codes.copy_(task.codes[pick])
-        self.items.copy_(task.items[pick])
-        self.positions.fill_(pos)
-        seed, sampling = task.seed, task.sampling
-        self.noise_key.copy_(torch.tensor([seed & 0xFFFFFFFF, seed >> 32, task.level, task.offset]))
+                for cycle in self.cycles.values():
+                    cycle.record()
+        self.take_items(task)
+        for cycle in self.cycles.values():
+            cycle.check.take_items(task)
+        self.noise_key.copy_(torch.tensor([task.seed & 0xFFFFFFFF, task.seed >> 32, task.level, task.offset]))
         self.filters.copy_(torch.tensor([sampling.temperature, float(sampling.top_k), sampling.top_p]))
         prior.read_lyrics(task.lyrics, self.cache.layers)
-        if pos:
-            prior.prefill_prompt(self.codes[:, :pos], self.cache, frame_cond, start_cond, self.ops.prefill_attention)
-            first = prior.token_embedding[self.codes[:, pos - 1]]
-        else:
-            first = prior.start(start_cond, self.lanes)
+
+    def _of_lanes(self, task: WindowTask) -> Tensor:
+        """The item of each lane: lanes without one repeat the last."""
+        if len(task.codes) > self.lanes:
+            raise ValueError(f"{len(task.codes)} items for a decoder of {self.lanes}")
+        return torch.arange(self.lanes, device=self.prior.device).clamp(max=len(task.codes) - 1)
+
+    def _take_conditions(self, task: WindowTask) -> Tensor | None:
+        """Copy the frame conditions to where recorded steps read them; returns those of the start."""
+        pick, dtype = self._of_lanes(task), self.prior.dtype
+        self.cond = None
+        if task.frame_cond is not None:
+            frame_cond = task.frame_cond[pick].to(dtype)
+            if self.frame_cond is None:
+                self.frame_cond = torch.empty_like(frame_cond, memory_format=torch.contiguous_format)
+            self.cond = self.frame_cond.copy_(frame_cond)
+        return None if task.start_cond is None else task.start_cond[pick].to(dtype)
+
+    def take_items(self, task: WindowTask) -> None:
+        pick = self._of_lanes(task)
+        self.codes.copy_(task.codes[pick])
+        self.items.copy_(task.items[pick])
+
+    @torch.inference_mode()
+    def extend(self, start: int, stop: int) -> None:
+        """Put positions `start` ... `stop` - 1 of the codes into the cache, which holds those before."""
+        prior, attention = self.prior, self.ops.prefill_attention
+        self.codes[:, start:stop] = self.task.codes[self._of_lanes(self.task), start:stop]
+        prior.prefill_prompt(self.codes[:, :stop], self.cache, self.cond, self.start_cond, attention, start)
+        self.go_to(stop)
+
+    @torch.inference_mode()
+    def go_to(self, pos: int) -> None:
+        """Make `pos` the next position, those before being in the cache."""
+        prior = self.prior
+        self.pos = pos
+        self.positions.fill_(pos)
         if pos < prior.config.context_len:
+            first = prior.token_embedding[self.codes[:, pos - 1]] if pos else prior.start(self.start_cond, self.lanes)
             # In the order and precision of sample_step.
             x = first.to(self.x.dtype) + prior.pos_embedding[pos].to(self.x.dtype)
-            self.x.copy_(x if frame_cond is None else x + frame_cond[:, pos].to(self.x.dtype))
+            self.x.copy_(x if self.cond is None else x + self.cond[:, pos].to(self.x.dtype))
 
     @torch.inference_mode()
     def run(self, start: int, stop: int) -> None:
@@ -166,9 +222,33 @@ class GraphDecoder:
                 self._replay(stop - start)
         else:
             for _ in range(start, stop):
-                self._step()
+                self.step()
         self.task.codes[:, start:stop] = self.codes[: len(self.task.codes), start:stop]
         self.pos = stop
+
+    def decode(self, start: int, stop: int, threads: int = 1) -> None:
+        """As `run`, and waits for it."""
+        self.run(start, stop)
+        if self.behind:
+            self.behind.synchronize()
+
+    @torch.inference_mode()
+    def speculate(
+        self, draft: GraphDecoder, start: int, stop: int, length: int, threads: int = 1
+    ) -> tuple[int, int, int]:
+        """As `decode`, by drafts of `length` codes of the decoder that drafts are expected of, which holds the codes
+        before. Returns how many of the codes were drafted right, the number of checks, and that of codes drafted."""
+        if start != self.pos:
+            raise ValueError(f"positions from {start}, but {self.pos} is next")
+        if not start:
+            # What position 0 takes in is no code.
+            self.decode(0, 1)
+            draft.extend(0, 1)
+        first = max(start, 1)
+        counts = self.cycles[length].run(first, stop) if first < stop else (0, 1, 1)
+        self.task.codes[:, first:stop] = self.codes[: len(self.task.codes), first:stop]
+        self.go_to(stop)
+        return counts
 
     def _replay(self, steps: int) -> None:
         several, one = (self.graphs[self.cond is not None, count] for count in (self.steps_per_graph, 1))
@@ -179,17 +259,16 @@ class GraphDecoder:
         self.behind = torch.cuda.Event()
         self.behind.record()
 
-    def _step(self) -> None:
-        """One position of all lanes, the one that `positions` says."""
+    def step(self, row_len: int = 0) -> None:
+        """One position of all lanes, the one that `positions` says; see sample_step for `row_len`."""
         ops, x, h, q, hidden = self.ops, self.x, self.h, self.q, self.hidden
-        row_len, res_scale = self.prior.config.row_len, self.prior.config.res_scale
-        for module, cache, parts, qkv, proj, up, down in self.layers:
+        res_scale = self.prior.config.res_scale
+        for module, cache, qkv, proj, up, down in self.layers:
             pattern, ln_0, ln_1 = cache.pattern.value, module.ln_0, module.ln_1
             norm_0, norm_1 = (ln_0.weight, ln_0.bias), (ln_1.weight, ln_1.bias)
-            ops.norm_qkv(
-                q, cache.kv, x, self.positions, *norm_0, qkv.weight, module.qkv.bias, qkv.scale, pattern, row_len
-            )
-            ops.cache_attention(*parts, q, cache.kv, self.positions, pattern, row_len)
+            where, parts = (pattern, self.prior.config.row_len), self.parts[pattern]
+            ops.norm_qkv(q, cache.kv, x, self.positions, *norm_0, qkv.weight, module.qkv.bias, qkv.scale, *where)
+            ops.cache_attention(*parts, q, cache.kv, self.positions, *where)
             ops.project_attention(h, *parts, x, proj.weight, module.proj.bias, proj.scale)
             ops.norm_up(hidden, h, *norm_1, up.weight, module.up.bias, up.scale)
             ops.down_residual(x, hidden, x, h, down.weight, module.down.bias, down.scale, res_scale)
@@ -198,22 +277,26 @@ class GraphDecoder:
         # What is drawn is a code, whatever else a prompt may hold.
         embeddings = (self.prior.token_embedding[: self.prior.config.codebook_size], self.prior.pos_embedding)
         drawn = (self.logits, self.items, self.noise_key, self.filters)
-        ops.sample_step(self.codes, x, self.positions, *drawn, *embeddings, self.cond)
+        ops.sample_step(self.codes, x, self.positions, *drawn, *embeddings, self.cond, row_len)
 
     def _record(self) -> None:
-        """Record the graphs of one step and of several, unless they are there."""
-        for steps in (1, self.steps_per_graph):
+        """Record the graphs, unless they are there."""
+        for steps in self.recorded:
             key = (self.cond is not None, steps)
-            if key in self.graphs:
-                continue
-            # Compiles the kernels, which a recording must not.
-            self.positions.zero_()
-            self._step()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                for _ in range(steps):
-                    self._step()
-            self.graphs[key] = graph
+            if key not in self.graphs:
+                self.positions.zero_()
+                self.graphs[key] = recorded(self.step, steps)
+
+
+def recorded(work: Callable[[], None], times: int = 1) -> torch.cuda.CUDAGraph:
+    """`work`, so many times, as a CUDA graph; it is also done once."""
+    # Compiles the kernels, which a recording must not.
+    work()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(times):
+            work()
+    return graph
 
 
 def int8_decoder(prior: Prior, batch: int) -> GraphDecoder:

@@ -179,15 +179,18 @@ class Prior(nn.Module):
         frame_cond: Tensor | None = None,
         start_cond: Tensor | None = None,
         attention: PrefillAttention = reference.prefill_attention,
+        start: int = 0,
     ) -> None:
-        """Put a window's prompt, codes [B, n] from position 0 on, into the cache; see `prefill`.
+        """Put a window's prompt, codes [B, n] from position 0 on, into the cache, which holds positions before `start`;
+        see `prefill`.
 
         Item by item, so that the shapes, and with them the rounding, do not depend on the batch.
         """
-        for item in range(len(codes) if codes.shape[1] else 0):
+        for item in range(len(codes) if codes.shape[1] > start else 0):
             one = slice(item, item + 1)
             conditions = (None if cond is None else cond[one] for cond in (frame_cond, start_cond))
-            self.prefill(codes[one, :-1], cache.lane(item), 0, *conditions, attention=attention)
+            taken = codes[one, max(start - 1, 0) : -1]
+            self.prefill(taken, cache.lane(item), start, *conditions, attention=attention)
 
     def decode_step(
         self,

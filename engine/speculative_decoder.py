@@ -16,7 +16,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -24,14 +24,40 @@ from torch import Tensor
 from ..kernels import native_library
 from .config import PriorConfig
 from .decoder import Backend, Decoder, WindowTask
+from .graph_decoder import GraphDecoder
 from .native_decoder import NativeDecoder
 from .prior import Prior
-from .trials import Trials
+from .trials import TeamSize, Trials
 
 # What both priors must have in common: the same codes at the same places, told of by the same labels.
 SHARED = ("level", "context_len", "window_len", "codebook_size", "vocabulary", "labels")
 # Of a prior, what makes the conditions of a window.
 CONDITIONING = ("conditioner.", "labels.", "lyric_encoder.")
+
+
+class CheckingDecoder(Decoder, Protocol):
+    """A decoder that also checks, several at a time, codes that another one of its kind has drafted."""
+
+    prior: Prior
+    team: TeamSize
+
+    def begin(self, task: WindowTask) -> None:
+        """Take the task, whose prompt is not in the cache yet."""
+        ...
+
+    def extend(self, start: int, stop: int) -> None:
+        """Put positions `start` ... `stop` - 1 of the task's codes into the cache, which holds those before."""
+        ...
+
+    def decode(self, start: int, stop: int, threads: int) -> None:
+        """As `run`, in one call of so many threads that waits for the end."""
+        ...
+
+    # Any: one of its own kind.
+    def speculate(self, draft: Any, start: int, stop: int, length: int, threads: int) -> tuple[int, int, int]:
+        """As `decode`, by drafts of `length` codes of a decoder with a task of the same codes. Returns how many of the
+        codes were drafted right, the number of checks, and that of codes drafted."""
+        ...
 
 
 def check_drafts(priors: Sequence[PriorConfig], drafts: Sequence[PriorConfig]) -> None:
@@ -52,17 +78,23 @@ def check_drafts(priors: Sequence[PriorConfig], drafts: Sequence[PriorConfig]) -
 def with_drafts(backend: Backend, drafts: Callable[[int], Prior]) -> Backend:
     """`backend`, drafting with the prior that `drafts` has for a level where one item is decoded at a time. Raises
     ValueError if it cannot."""
-    if not backend.native:
-        raise ValueError(f"drafts are for the native decoders, not for {backend.name}: leave the draft out")
+    if not backend.drafts:
+        raise ValueError(f"drafts are for the native and Triton decoders, not for {backend.name}: leave the draft out")
 
     def build(prior: Prior, batch: int) -> Decoder:
         # Several items share already what a step reads.
         if batch > 1:
             return backend.build(prior, batch)
         target, draft = (backend.build(each, batch) for each in (prior, drafts(prior.config.level)))
-        return SpeculativeDecoder(cast("NativeDecoder", target), cast("NativeDecoder", draft))
+        return SpeculativeDecoder(cast("CheckingDecoder", target), cast("CheckingDecoder", draft))
 
     return replace(backend, build=build)
+
+
+def expect_drafts(target: CheckingDecoder, draft: CheckingDecoder, lengths: Sequence[int]) -> None:
+    """Tell `target` what it will be asked to check, if it wants to know before it is given a task."""
+    if isinstance(target, GraphDecoder) and isinstance(draft, GraphDecoder):
+        target.expect_drafts(draft, lengths)
 
 
 def expected_codes(length: float, right: float) -> float:
@@ -81,8 +113,9 @@ class SpeculativeDecoder:
     # No longer drafts than take so many seconds to decode without: a call holds one at least, and a stop waits for it.
     LONGEST_SECONDS = 1.5
 
-    def __init__(self, target: NativeDecoder, draft: NativeDecoder) -> None:
+    def __init__(self, target: CheckingDecoder, draft: CheckingDecoder) -> None:
         check_drafts([target.prior.config], [draft.prior.config])
+        expect_drafts(target, draft, [length for length in self.LENGTHS if length > 1])
         self.target, self.draft = target, draft
         # Whether a window's conditions are the same for both.
         self.same_conditions = _same_conditions(target.prior, draft.prior)
@@ -99,7 +132,8 @@ class SpeculativeDecoder:
 
     def twin(self, threads: int) -> SpeculativeDecoder:
         other = copy.copy(self)
-        other.target, other.draft = self.target.twin(threads), self.draft.twin(threads)
+        # Native ones, or nobody asks.
+        other.target, other.draft = (cast("NativeDecoder", each).twin(threads) for each in (self.target, self.draft))
         other._start()
         return other
 
@@ -112,8 +146,8 @@ class SpeculativeDecoder:
 
     def begin(self, task: WindowTask) -> None:
         """`task.draft` is what the draft is told, in the same codes; None: the same."""
-        self.target.begin(task)
         self.draft.begin(task.draft or task)
+        self.target.begin(task)
         self.seen = 0
 
     def extend(self, start: int, stop: int) -> None:

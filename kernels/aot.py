@@ -3,7 +3,8 @@
 `python -m fastjukebox.kernels.aot --json bench/results/aot.json` writes what each needs on each architecture:
 registers per thread, shared memory per program, and stack and local memory per thread. It fails if a kernel asks for
 more shared memory than its architecture gives a program, or if a decode kernel uses stack or local memory. Triton's
-cache keeps what was compiled, so that an interrupted run goes on where it stopped. The table is of one item. With
+cache keeps what was compiled, so that an interrupted run goes on where it stopped. The table is of one item; `--check`
+has the positions of one item as a check of drafts has them, side by side with one cache. With
 `--arch 90 --batch 32 --decode-only` some fail, on Triton 3.8: project_attention of top-1b and top-5b takes 416 to 1,168
 B of stack, sample_step and, in BF16, head_logits of top-5b 8 and 16 B.
 """
@@ -45,7 +46,11 @@ DECODE_OPS = (
     "down_residual",
     "head_logits",
     "sample_step",
+    "begin_check",
+    "end_check",
 )
+# Positions that `begin_check` and `end_check` of the table look at.
+CHECKED = 16
 
 
 class Shape(NamedTuple):
@@ -108,8 +113,11 @@ class Resources:
         return found
 
 
-def decode_specializations(name: str, shape: Shape, stored: str, batch: int = 1) -> Iterator[Specialization]:
-    """All kernels of a decode step of `batch` items with weights stored as `stored`, for COMPILED_FOR."""
+def decode_specializations(
+    name: str, shape: Shape, stored: str, batch: int = 1, shared: bool = False
+) -> Iterator[Specialization]:
+    """All kernels of a decode step of `batch` items with weights stored as `stored`, for COMPILED_FOR, and the ends of
+    a check of drafts. shared: the items are positions of one."""
     int8 = stored == "int8"
     weight_dtype = STORED[stored]
     # Whatever is not quantized is FP16 beside int8.
@@ -133,7 +141,7 @@ def decode_specializations(name: str, shape: Shape, stored: str, batch: int = 1)
     norm = meta(width, dtype=dtype), meta(width, dtype=dtype)
     q, parts = meta(batch, attn_width), ()
     for pattern, slots in slots_of.items():
-        kv = meta(2, batch, heads, slots, head_dim, dtype=dtype)
+        kv = meta(2, 1 if shared else batch, heads, slots, head_dim, dtype=dtype)
         count, _ = attention_parts(pattern, row_len, slots)
         parts = meta(batch, count, heads, head_dim), meta(batch, count, heads), meta(batch, count, heads)
         projected = attn_width if pattern == "cross" else 3 * attn_width
@@ -150,12 +158,19 @@ def decode_specializations(name: str, shape: Shape, stored: str, batch: int = 1)
     down, bias = matrix(mlp_width, width), meta(width, dtype=dtype)
     yield named("down_residual", fused.down_residual(x, hidden, x, x, down.weight, bias, down.scale))
     head, logits = matrix(width, size), meta(batch, size)
-    cond = meta(batch, context, width, dtype=dtype) if shape.conditioned else None
+    cond = meta(1 if shared else batch, context, width, dtype=dtype) if shape.conditioned else None
     last_cond = None if shape.separate_head else cond
     yield named("head_logits", fused.head_logits(logits, x, last_cond, positions, *head))
     codes, items, key = (meta(*sizes, dtype=torch.int64) for sizes in ((batch, context), (batch,), (4,)))
     embeddings = meta(size, width, dtype=dtype), meta(context, width, dtype=dtype)
     yield named("sample_step", fused.sample_step(codes, x, positions, logits, items, key, meta(3), *embeddings, cond))
+    first = None if cond is None else cond[:1]
+    one, lanes = meta(1, dtype=torch.int64), meta(CHECKED, dtype=torch.int64)
+    launched = fused.begin_check(meta(CHECKED, width), lanes, one, one, codes[:1], *embeddings, first, row_len)
+    yield named("begin_check", launched)
+    found, counts = meta(CHECKED, context, dtype=torch.int64), meta(3, dtype=torch.int64)
+    ends = codes[:1], x[:1], one, one, counts, one, found
+    yield named("end_check", fused.end_check(*ends, *embeddings, first, row_len))
 
 
 def compile_one(specialization: Specialization, architecture: int) -> Resources:
@@ -187,14 +202,14 @@ def _resource_usage(cubin: str) -> dict[str, int]:
 
 
 def specializations(
-    architecture: int, name: str, stored: str, attention: bool = True, batch: int = 1
+    architecture: int, name: str, stored: str, attention: bool = True, batch: int = 1, shared: bool = False
 ) -> list[Specialization]:
     """What to compile for one shape; what two patterns share comes once. No BF16 before sm_80."""
     if stored == "bf16" and architecture < 80:
         return []
     shape = SHAPES[name]
     token = COMPILED_FOR.set(architecture)
-    found = {one.name: one for one in decode_specializations(name, shape, stored, batch)}
+    found = {one.name: one for one in decode_specializations(name, shape, stored, batch, shared)}
     COMPILED_FOR.reset(token)
     if attention and stored != "int8":
         row_len = shape.context_len // shape.num_rows
@@ -203,8 +218,10 @@ def specializations(
     return list(found.values())
 
 
-def _compile_all(architecture: int, name: str, stored: str, attention: bool, batch: int, match: str) -> list[Resources]:
-    found = specializations(architecture, name, stored, attention, batch)
+def _compile_all(
+    architecture: int, name: str, stored: str, attention: bool, batch: int, shared: bool, match: str
+) -> list[Resources]:
+    found = specializations(architecture, name, stored, attention, batch, shared)
     return [compile_one(one, architecture) for one in found if re.search(match, one.name)]
 
 
@@ -225,11 +242,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--stored", nargs="+", default=tuple(STORED), choices=STORED)
     parser.add_argument("--decode-only", action="store_true", help="leave out prefill attention and distillation")
     parser.add_argument("--batch", type=int, default=1, help="items of a decode step")
+    parser.add_argument("--check", action="store_true", help="they are positions of one item")
     parser.add_argument("--match", default="", help="regular expression that a kernel's name must match")
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args(arguments)
     kinds = [
-        (architecture, shape, stored, not options.decode_only, options.batch, options.match)
+        (architecture, shape, stored, not options.decode_only, options.batch, options.check, options.match)
         for architecture in options.arch
         for shape in options.shape
         for stored in options.stored

@@ -21,15 +21,15 @@ from .pattern_groups import Specialization
 from .reference import attention_parts
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["lanes"])
 def _cache_attention(
     sums_ptr,  # [B, PARTS, H, D]
     peaks_ptr,  # [B, PARTS, H]
     masses_ptr,  # [B, PARTS, H]
     q_ptr,  # [B, H, D]
-    kv_ptr,  # [2, B, H, SLOTS, D]
+    kv_ptr,  # [2, lanes, H, SLOTS, D]
     positions_ptr,  # [B]
-    batch,
+    lanes,
     PATTERN: tl.constexpr,
     ROW_LEN: tl.constexpr,
     SLOTS: tl.constexpr,
@@ -45,15 +45,17 @@ def _cache_attention(
         gdc_launch_dependents()
         gdc_wait()
     part = tl.program_id(0)
-    # Item times heads plus head.
+    # Item times heads plus head; positions of one item have one cache.
     lane = tl.program_id(1).to(tl.int64)
-    first, count = visible(tl.load(positions_ptr + lane // HEADS), PATTERN, ROW_LEN, SLOTS)
+    item = lane // HEADS
+    cached = tl.minimum(item, lanes - 1) * HEADS + lane % HEADS
+    first, count = visible(tl.load(positions_ptr + item), PATTERN, ROW_LEN, SLOTS)
     col = tl.arange(0, BLOCK_D)
     # The softmax is taken to base 2.
     q = tl.load(q_ptr + lane * HEAD_DIM + col, mask=col < HEAD_DIM, other=0.0).to(tl.float32)
     q *= HEAD_DIM**-0.5 * 1.4426950408889634
-    keys_ptr = kv_ptr + (lane * SLOTS + first) * HEAD_DIM
-    values_ptr = keys_ptr + batch.to(tl.int64) * HEADS * SLOTS * HEAD_DIM
+    keys_ptr = kv_ptr + (cached * SLOTS + first) * HEAD_DIM
+    values_ptr = keys_ptr + lanes.to(tl.int64) * HEADS * SLOTS * HEAD_DIM
     peak = float("-inf")
     mass = 0.0
     total = tl.zeros([BLOCK_D], tl.float32)
@@ -71,7 +73,7 @@ def _cache_attention(
         mass = mass * shrink + tl.sum(weights, axis=0)
         total = total * shrink + tl.sum(values.to(tl.float32) * weights[:, None], axis=0)
         peak = higher
-    place = (lane // HEADS * PARTS + part) * HEADS + lane % HEADS
+    place = (item * PARTS + part) * HEADS + lane % HEADS
     tl.store(sums_ptr + place * HEAD_DIM + col, total, mask=col < HEAD_DIM)
     tl.store(peaks_ptr + place, peak)
     tl.store(masses_ptr + place, mass)
@@ -80,20 +82,21 @@ def _cache_attention(
 def cache_attention(
     sums: Tensor, peaks: Tensor, masses: Tensor, q: Tensor, kv: Tensor, positions: Tensor, pattern: str, row_len: int
 ) -> Specialization | None:
-    """Attend `q` [B, H D] over the part of `kv` [2, B, H, slots, D] that `positions` [B] see.
+    """Attend `q` [B, H D] over the part of `kv` [2, B, H, slots, D] that `positions` [B] see; or of [2, 1, H, slots, D]
+    where all are positions of one item.
 
     Keys are taken in the parts of `reference.attention_parts`. Written are, all FP32 and with scores in units of log2:
     `peaks` [B, parts, H], the largest score of each part; `masses` of the same shape, the sum of 2^(score - peak);
     `sums` [B, parts, H, D], the values weighted with that. A part that sees no key has peak -inf, mass 0 and sums 0.
     """
-    _, batch, heads, slots, head_dim = kv.shape
+    batch, (_, lanes, heads, slots, head_dim) = len(positions), kv.shape
     parts, part = attention_parts(pattern, row_len, slots)
-    if sums.shape != (batch, parts, heads, head_dim) or q.shape != (batch, heads * head_dim):
+    if sums.shape != (batch, parts, heads, head_dim) or q.shape != (batch, heads * head_dim) or lanes not in (batch, 1):
         raise ValueError(f"q {tuple(q.shape)} and sums {tuple(sums.shape)} for {tuple(kv.shape)} in {parts} parts")
     return launch(
         _cache_attention,
         (parts, batch * heads),
-        *(sums, peaks, masses, q, kv, positions, batch),
+        *(sums, peaks, masses, q, kv, positions, lanes),
         num_warps=8,
         PATTERN=pattern,
         ROW_LEN=row_len,

@@ -2,6 +2,7 @@
 
 from .attention_distance import attention_distance
 from .cache_attention import cache_attention
+from .check_drafts import begin_check, end_check
 from .down_residual import down_residual
 from .head_logits import head_logits
 from .norm_qkv import norm_qkv
@@ -12,8 +13,10 @@ from .sample_step import sample_step
 
 __all__ = [
     "attention_distance",
+    "begin_check",
     "cache_attention",
     "down_residual",
+    "end_check",
     "head_logits",
     "norm_qkv",
     "norm_up",

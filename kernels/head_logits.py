@@ -17,24 +17,36 @@ from .pattern_groups import Specialization
 
 @triton.jit
 def _load_inputs(
-    x_ptr, frame_cond_ptr, item, pos, batch, start, CONTEXT: tl.constexpr, N_IN: tl.constexpr, BLOCK_K: tl.constexpr
+    x_ptr,
+    frame_cond_ptr,
+    item,
+    pos,
+    batch,
+    lanes,
+    start,
+    CONTEXT: tl.constexpr,
+    N_IN: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
     """x + the frame condition at `pos` [ITEMS], elements start ... start + BLOCK_K - 1: [ITEMS, BLOCK_K]."""
     x = load_items(x_ptr, item, batch, start, N_IN, BLOCK_K)
     if frame_cond_ptr is not None:
-        x += load_items(frame_cond_ptr, item * CONTEXT + pos, batch * CONTEXT, start, N_IN, BLOCK_K)
+        # Positions of one item have one condition.
+        place = tl.where(item < batch, tl.minimum(item, lanes - 1) * CONTEXT + pos, lanes * CONTEXT)
+        x += load_items(frame_cond_ptr, place, lanes * CONTEXT, start, N_IN, BLOCK_K)
     return x
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "lanes"])
 def _head_logits(
     logits_ptr,  # [B, N_OUT] FP32
     x_ptr,  # [B, N_IN]
-    frame_cond_ptr,  # [B, CONTEXT, N_IN] or None
+    frame_cond_ptr,  # [lanes, CONTEXT, N_IN] or None
     positions_ptr,  # [B]
     weight_ptr,  # [N_OUT, N_IN]
     scale_ptr,  # [N_OUT] or None
     batch,
+    lanes,
     CONTEXT: tl.constexpr,
     N_IN: tl.constexpr,
     N_OUT: tl.constexpr,
@@ -55,10 +67,10 @@ def _head_logits(
     for first in tl.range(0, batch, ITEMS, num_stages=STAGES, disable_licm=True):  # pyright: ignore[reportGeneralTypeIssues]
         item = first + tl.arange(0, ITEMS)
         pos = tl.load(positions_ptr + item, mask=item < batch, other=0)
-        x = _load_inputs(x_ptr, frame_cond_ptr, item, pos, batch, 0, CONTEXT, N_IN, BLOCK_K)
+        x = _load_inputs(x_ptr, frame_cond_ptr, item, pos, batch, lanes, 0, CONTEXT, N_IN, BLOCK_K)
         y = multiply(first_weights, x, first, BLOCK_N, TENSOR)
         for start in tl.static_range(BLOCK_K, N_IN, BLOCK_K):  # pyright: ignore[reportGeneralTypeIssues]
-            x = _load_inputs(x_ptr, frame_cond_ptr, item, pos, batch, start, CONTEXT, N_IN, BLOCK_K)
+            x = _load_inputs(x_ptr, frame_cond_ptr, item, pos, batch, lanes, start, CONTEXT, N_IN, BLOCK_K)
             weights = load_weights(weight_ptr, start, N_IN, N_OUT, BLOCK_N, BLOCK_K, TENSOR)
             y += multiply(weights, x, first, BLOCK_N, TENSOR)
         if scale is not None:
@@ -72,16 +84,20 @@ def head_logits(
 ) -> Specialization | None:
     """logits [B, V] (FP32) = (x + frame_cond at `positions` [B]) weight, with x [B, W] and weight [W, V].
 
-    frame_cond: [B, context, W] or None; scale: [V] FP32 for int8 weights, otherwise None.
+    frame_cond: [B, context, W], [1, context, W] where all are positions of one item, or None; scale: [V] FP32 for int8
+    weights, otherwise None.
     """
     batch, n_in = x.shape
     if weight.shape[0] != n_in or logits.shape != (batch, weight.shape[1]):
         raise ValueError(f"logits {tuple(logits.shape)} of x {tuple(x.shape)} and weight {tuple(weight.shape)}")
+    lanes = batch if frame_cond is None else len(frame_cond)
+    if lanes not in (batch, 1):
+        raise ValueError(f"conditions of {lanes} items for {batch}")
     size = tile(weight, batch, scale)
     return launch(
         _head_logits,
         size.grid,
-        *(logits, x, frame_cond, positions, weight, scale, batch),
+        *(logits, x, frame_cond, positions, weight, scale, batch, lanes),
         num_warps=size.num_warps,
         fp_fusion=not size.tensor,
         CONTEXT=1 if frame_cond is None else frame_cond.shape[1],

@@ -18,10 +18,10 @@ from .launch import launch
 from .pattern_groups import Specialization
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "lanes"])
 def _norm_qkv(
     q_ptr,  # [B, H D]
-    kv_ptr,  # [2, B, H, SLOTS, D]
+    kv_ptr,  # [2, lanes, H, SLOTS, D]
     x_ptr,  # [B, N_IN]
     positions_ptr,  # [B]
     ln_weight_ptr,  # [N_IN]
@@ -30,6 +30,7 @@ def _norm_qkv(
     bias_ptr,  # [3 H D]
     scale_ptr,  # [3 H D] or None
     batch,
+    lanes,
     eps,
     PATTERN: tl.constexpr,
     ROW_LEN: tl.constexpr,
@@ -88,7 +89,8 @@ def _norm_qkv(
         place, mask = places(row, item, batch, ATTN_WIDTH)
         tl.store(q_ptr + place, y.to(q_ptr.dtype.element_ty), mask=mask & (part == 0))
         if not CROSS:
-            place = ((part - 1).to(tl.int64) * batch + item[None, :]) * HEADS + head
+            # Positions of one item have one cache.
+            place = ((part - 1).to(tl.int64) * lanes + tl.minimum(item, lanes - 1)[None, :]) * HEADS + head
             pos = tl.load(positions_ptr + item, mask=item < batch, other=0)
             own = slot(pos, PATTERN, ROW_LEN, SLOTS)
             place = place * SLOTS + own[None, :]
@@ -113,13 +115,15 @@ def norm_qkv(
     eps: float = 1e-5,
 ) -> Specialization | None:
     """Project LayerNorm(x) [B, W] by `weight` [W, 3 H D] to queries, written to `q` [B, H D], and to keys and values,
-    written to `kv` [2, B, H, slots, D] where `positions` [B] (int64) are kept; under CROSS by [W, H D] to queries.
+    written to `kv` [2, B, H, slots, D] where `positions` [B] (int64) are kept; under CROSS by [W, H D] to queries. In
+    `kv` [2, 1, H, slots, D] all are positions of one item, in different slots or the same.
 
     scale: [3 H D] FP32 for int8 weights, otherwise None.
     """
-    _, batch, heads, slots, head_dim = kv.shape
+    batch, (_, lanes, heads, slots, head_dim) = len(positions), kv.shape
     parts = 1 if pattern == "cross" else 3
-    if q.shape != (batch, heads * head_dim) or weight.shape != (x.shape[1], parts * heads * head_dim):
+    shaped = q.shape == (batch, heads * head_dim) and weight.shape == (x.shape[1], parts * heads * head_dim)
+    if not shaped or lanes not in (batch, 1):
         raise ValueError(
             f"x {tuple(x.shape)}, weight {tuple(weight.shape)} and q {tuple(q.shape)} for {tuple(kv.shape)}"
         )
@@ -127,7 +131,7 @@ def norm_qkv(
     return launch(
         _norm_qkv,
         size.grid,
-        *(q, kv, x, positions, ln_weight, ln_bias, weight, bias, scale, batch, eps),
+        *(q, kv, x, positions, ln_weight, ln_bias, weight, bias, scale, batch, lanes, eps),
         num_warps=size.num_warps,
         fp_fusion=not size.tensor,
         PATTERN=pattern,

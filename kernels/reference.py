@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import philox
+from .reference_checks import begin_check as begin_check
+from .reference_checks import embed
+from .reference_checks import end_check as end_check
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
@@ -186,7 +189,7 @@ def _scaled_linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor
 
 def norm_qkv(
     q: Tensor,  # [B, H D], written
-    kv: Tensor,  # [2, B, H, slots, D], written where `positions` are kept
+    kv: Tensor,  # [2, B, H, slots, D], written where `positions` are kept; or [2, 1, H, slots, D], of one item's
     x: Tensor,  # [B, W]
     positions: Tensor,  # [B] int64
     ln_weight: Tensor,  # [W]
@@ -206,7 +209,7 @@ def norm_qkv(
     for item, pos in enumerate(positions.tolist()):
         slot = cache_slot(pos, pattern, row_len, kv.shape[3])
         if pattern != "cross" and slot < kv.shape[3]:
-            kv[:, item, :, slot] = parts[item, 1:].to(kv.dtype)
+            kv[:, min(item, kv.shape[1] - 1), :, slot] = parts[item, 1:].to(kv.dtype)
 
 
 def cache_attention(
@@ -214,7 +217,7 @@ def cache_attention(
     peaks: Tensor,  # [B, parts, H], written
     masses: Tensor,  # [B, parts, H], written
     q: Tensor,  # [B, H D]
-    kv: Tensor,  # [2, B, H, slots, D]
+    kv: Tensor,  # [2, B, H, slots, D], or [2, 1, H, slots, D] of one item
     positions: Tensor,  # [B] int64
     pattern: str,
     row_len: int,
@@ -224,7 +227,7 @@ def cache_attention(
     With scores in units of log2, a part's peak is its largest score, its mass the sum of 2^(score - peak), its sum the
     values weighted with that. A part that sees no key has peak -inf, mass 0 and sum 0.
     """
-    _, batch, heads, slots, head_dim = kv.shape
+    batch, (_, lanes, heads, slots, head_dim) = len(positions), kv.shape
     part = attention_parts(pattern, row_len, slots)[1]
     queries = q.view(batch, heads, head_dim)
     peaks.fill_(float("-inf"))
@@ -234,7 +237,7 @@ def cache_attention(
         first, count = cache_visible(pos, pattern, row_len, slots)
         for index, start in enumerate(range(0, count, part)):
             # [H, S, D]
-            keys, values = kv[:, item, :, first + start : first + min(start + part, count)].to(q.dtype)
+            keys, values = kv[:, min(item, lanes - 1), :, first + start : first + min(start + part, count)].to(q.dtype)
             scores = (keys @ queries[item, :, :, None]).squeeze(-1) * (head_dim**-0.5 / math.log(2))
             peaks[item, index] = scores.amax(dim=-1)
             weights = torch.exp2(scores - scores.amax(dim=-1, keepdim=True))
@@ -293,14 +296,15 @@ def down_residual(
 def head_logits(
     logits: Tensor,  # [B, V], written
     x: Tensor,  # [B, W]
-    frame_cond: Tensor | None,  # [B, context, W]
+    frame_cond: Tensor | None,  # [B, context, W], or [1, context, W] of one item
     positions: Tensor,  # [B] int64
     weight: Tensor,  # [W, V]
     scale: Tensor | None,  # [V], for int8 weights
 ) -> None:
     """(x + the frame condition at `positions`) weight."""
     if frame_cond is not None:
-        x = x + frame_cond[torch.arange(len(x), device=x.device), positions].to(x.dtype)
+        lanes = torch.arange(len(x), device=x.device).clamp(max=len(frame_cond) - 1)
+        x = x + frame_cond[lanes, positions].to(x.dtype)
     logits.copy_(_scaled_linear(x, weight, None, scale))
 
 
@@ -314,7 +318,8 @@ def sample_step(
     filters: Tensor,  # [3]: temperature, top-k, top-p
     token_embedding: Tensor,  # [V, W]
     pos_embedding: Tensor,  # [context, W]
-    frame_cond: Tensor | None,  # [B, context, W]
+    frame_cond: Tensor | None,  # [B, context, W], or [1, context, W] of one item
+    row_len: int = 0,  # or that of a draft, which waits at the end of a row
 ) -> None:
     """Draw the codes of one position per item and embed them as the next position's input."""
     low, high, level, offset = noise_key.tolist()
@@ -324,10 +329,11 @@ def sample_step(
         noise = philox.gumbel_noise(low | high << 32, items[one], level, positions[one] + offset, logits.shape[1])
         code = sample_logits(logits[one], noise[:, 0], temperature, int(top_k), top_p)
         codes[item, pos] = code
-        if pos + 1 < codes.shape[1]:
-            embedded = token_embedding[code[0]].to(x.dtype) + pos_embedding[pos + 1].to(x.dtype)
-            x[item] = embedded if frame_cond is None else embedded + frame_cond[item, pos + 1].to(x.dtype)
-    positions += 1
+        positions[item] = following = pos if row_len and (pos + 1) % row_len == 0 else pos + 1
+        if following < codes.shape[1]:
+            before = codes[item, following - 1] if following else codes.new_zeros(())
+            cond = None if frame_cond is None else frame_cond[min(item, len(frame_cond) - 1)]
+            x[item] = embed(before, following, token_embedding, pos_embedding, cond, x.dtype)
 
 
 def attention_distance(

@@ -1,7 +1,8 @@
 """The end of a decode step: a code drawn from the logits, and the input of the next step.
 
 One program does both for one item, in FP32: temperature, top-k and top-p as thresholds, Gumbel noise from Philox,
-argmax, then token embedding plus position embedding plus frame condition, and the item's position moves on by one.
+argmax, then token embedding plus position embedding plus frame condition, and the item's position moves on by one. A
+draft waits at the end of a row for its check (check_drafts.py): it does the row's last position again.
 
 A threshold is found bit by bit on a whole number that orders as the logits do: 32 sums over the logits instead of a
 sort. Bytes moved: the logits, 4 vectors of width W, 3 numbers.
@@ -96,6 +97,27 @@ def filtered(logits, filters_ptr, valid, V: tl.constexpr):
 
 
 @triton.jit
+def embed(
+    x_ptr,  # [W]
+    code,
+    pos,
+    token_embedding_ptr,  # [V, W]
+    pos_embedding_ptr,  # [CONTEXT, W]
+    frame_cond_ptr,  # [CONTEXT, W] or None
+    W: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """Write what position `pos` takes in after `code`."""
+    col = tl.arange(0, BLOCK_W)
+    mask = col < W
+    x = tl.load(token_embedding_ptr + code * W + col, mask=mask).to(tl.float32)
+    x += tl.load(pos_embedding_ptr + pos * W + col, mask=mask).to(tl.float32)
+    if frame_cond_ptr is not None:
+        x += tl.load(frame_cond_ptr + pos * W + col, mask=mask).to(tl.float32)
+    tl.store(x_ptr + col, x.to(x_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["lanes"])
 def _sample_step(
     codes_ptr,  # [B, CONTEXT] int64
     x_ptr,  # [B, W]
@@ -106,8 +128,10 @@ def _sample_step(
     filters_ptr,  # [3] FP32
     token_embedding_ptr,  # [V, W]
     pos_embedding_ptr,  # [CONTEXT, W]
-    frame_cond_ptr,  # [B, CONTEXT, W] or None
+    frame_cond_ptr,  # [lanes, CONTEXT, W] or None
+    lanes,
     CONTEXT: tl.constexpr,
+    ROW_LEN: tl.constexpr,
     V: tl.constexpr,
     W: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -128,16 +152,16 @@ def _sample_step(
     # Logits that are not numbers must not lead out of the embedding.
     drawn = tl.minimum(tl.argmax(noisy, axis=0), V - 1).to(tl.int64)
     tl.store(codes_ptr + lane * CONTEXT + pos, drawn)
-    tl.store(positions_ptr + lane, pos + 1)
-    if pos + 1 < CONTEXT:
-        col = tl.arange(0, BLOCK_W)
-        mask = col < W
-        x = tl.load(token_embedding_ptr + drawn * W + col, mask=mask).to(tl.float32)
-        x += tl.load(pos_embedding_ptr + (pos + 1) * W + col, mask=mask).to(tl.float32)
-        if frame_cond_ptr is not None:
-            cond = (lane * CONTEXT + pos + 1) * W
-            x += tl.load(frame_cond_ptr + cond + col, mask=mask).to(tl.float32)
-        tl.store(x_ptr + lane * W + col, x.to(x_ptr.dtype.element_ty), mask=mask)
+    following = pos + 1
+    if ROW_LEN > 0:
+        again = following % ROW_LEN == 0
+        following = tl.where(again, pos, following)
+        drawn = tl.where(again, tl.load(codes_ptr + lane * CONTEXT + pos - 1, mask=pos > 0, other=0), drawn)
+    tl.store(positions_ptr + lane, following)
+    if following < CONTEXT:
+        # Positions of one item have one condition.
+        cond_ptr = None if frame_cond_ptr is None else frame_cond_ptr + tl.minimum(lane, lanes - 1) * CONTEXT * W
+        embed(x_ptr + lane * W, drawn, following, token_embedding_ptr, pos_embedding_ptr, cond_ptr, W, BLOCK_W)
 
 
 def sample_step(
@@ -151,28 +175,35 @@ def sample_step(
     token_embedding: Tensor,
     pos_embedding: Tensor,
     frame_cond: Tensor | None,
+    row_len: int = 0,
 ) -> Specialization | None:
     """Draw a code from each row of `logits` [B, V] (FP32) and prepare the next step.
 
     Written are the codes at `positions` [B] of `codes` [B, context], the next input `x` [B, W] where there is a next
-    position, and `positions`, moved on by one.
+    position, and `positions`, moved on by one. With `row_len` the next position after the last one of a row of so many
+    is that one again, from the code before it.
 
     items: [B] int64 item numbers. noise_key: [4] int64: the low and the high half of the seed, the level, the
     position in the song of the window's first code. filters: [3] FP32: temperature, top-k (0: all), top-p (1: all).
-    token_embedding [V, W], pos_embedding [context, W], frame_cond [B, context, W] or None.
+    token_embedding [V, W], pos_embedding [context, W]; frame_cond [B, context, W], [1, context, W] where all are
+    positions of one item, or None.
     """
     batch, size = logits.shape
     context, width = pos_embedding.shape
     if codes.shape != (batch, context) or x.shape != (batch, width) or token_embedding.shape != (size, width):
         raise ValueError(f"codes {tuple(codes.shape)}, x {tuple(x.shape)} for logits {tuple(logits.shape)}")
+    lanes = batch if frame_cond is None else len(frame_cond)
+    if lanes not in (batch, 1):
+        raise ValueError(f"conditions of {lanes} items for {batch}")
     if not token_embedding.is_contiguous() or not pos_embedding.is_contiguous():
         raise ValueError("embeddings must be contiguous")
     return launch(
         _sample_step,
         (batch,),
-        *(codes, x, positions, logits, items, noise_key, filters, token_embedding, pos_embedding, frame_cond),
+        *(codes, x, positions, logits, items, noise_key, filters, token_embedding, pos_embedding, frame_cond, lanes),
         num_warps=16,
         CONTEXT=context,
+        ROW_LEN=row_len,
         V=size,
         W=width,
         BLOCK_V=max(4, triton.next_power_of_2(size)),

@@ -1,6 +1,7 @@
 """Widened networks draw the codes of the small ones, and drafts are timed on them."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ from fastjukebox.bench import speculative, tables
 from fastjukebox.bench.harness import read
 from fastjukebox.bench.widened import widened
 from fastjukebox.engine import Jukebox
-from fastjukebox.kernels import native_library
+from fastjukebox.engine.graph_decoder import GraphDecoder
+from fastjukebox.engine.native_decoder import NativeDecoder
+from fastjukebox.kernels import native_library, reference
 
 
 @pytest.mark.parametrize("name", ["demo", "demo-72"])
@@ -44,17 +47,33 @@ def test_drafts_are_timed_and_shown(tmp_path, capsys):
 @pytest.mark.skipif(bool(native_library.missing()), reason="needs the native decoder")
 def test_times_of_other_codes_are_not_reported(tmp_path, monkeypatch):
     path = tmp_path / "speculative.jsonl"
-    speculate = speculative.NativeDecoder.speculate
+    speculate = NativeDecoder.speculate
 
     def wrong(decoder, *arguments):
         right = speculate(decoder, *arguments)
         decoder.task.codes[0, arguments[2] - 1] += 1
         return right
 
-    monkeypatch.setattr(speculative.NativeDecoder, "speculate", wrong)
+    monkeypatch.setattr(NativeDecoder, "speculate", wrong)
     small = ["--width", "128", "--codes", "8", "--rounds", "1", "--threads", "1", "--backends", "native"]
     assert speculative.main(["--pairs", "demo:demo-3", *small, "--json", str(path)]) == 1
     assert "the codes are not those without drafts" in json.loads(path.read_text())["error"]
+
+
+@pytest.mark.skipif(bool(native_library.missing()), reason="needs the native decoder")
+def test_cycles_of_a_graph_decoder_are_timed(monkeypatch):
+    """What a GPU does, in plain PyTorch."""
+
+    def wide_decoder(name, width, *_):
+        prior = Jukebox.from_pretrained(name, "cpu").prior(0)
+        return GraphDecoder(widened(prior, width // prior.config.width), 1, ops=reference)
+
+    monkeypatch.setattr(speculative, "wide_decoder", wide_decoder)
+    monkeypatch.setattr(speculative, "LENGTHS", (4, 8))
+    rows = SimpleNamespace(rounds=1)
+    figures = speculative.measure("demo", "demo-3", 256, torch.device("cpu"), "native", 40, 1, rows)
+    assert figures["right"].keys() == {"4", "8"} and all(0.3 < share < 1 for share in figures["right"].values())
+    assert "% right" in speculative.say(figures)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +81,7 @@ def test_times_of_other_codes_are_not_reported(tmp_path, monkeypatch):
     [
         (["--pairs", "demo"], "'demo' is not MODEL:DRAFT"),
         (["--width", "200"], "width 200 is no multiple of 128"),
-        (["--backends", "eager"], "drafts are for the native decoders, not for eager"),
+        (["--backends", "eager"], "drafts on cpu are for the native decoders, not for eager"),
         (["--pairs", "demo:nothing"], "nothing"),
     ],
 )

@@ -297,7 +297,7 @@ def test_a_student_of_the_demo_drafts_for_its_teacher(decoders):
 
 
 def test_a_draft_that_cannot_be_used_is_refused(tiny_model, tmp_path):
-    with pytest.raises(ValueError, match="drafts are for the native decoders, not for eager"):
+    with pytest.raises(ValueError, match="drafts are for the native and Triton decoders, not for eager"):
         Jukebox.from_pretrained(tiny_model, backend="eager", draft=tiny_model)
     with pytest.raises(ValueError, match=r"cannot draft for .*: its codes are those of another VQ-VAE"):
         Jukebox.from_pretrained(tiny_model, backend="native", draft="demo")

@@ -13,14 +13,14 @@ def window(pattern, positions, row_len=21, num_rows=19):
     return shapes.Window(pattern, row_len, num_rows, positions)
 
 
-def make(window, heads=2, head_dim=16):
-    """Keys and values; slots that no position may read hold NaN."""
+def make(window, heads=2, head_dim=16, shared=False):
+    """Keys and values; slots that no position may read hold NaN. shared: the positions are those of one item."""
     batch, place = len(window.positions), (window.pattern, window.row_len, window.slots)
     parts, _ = reference.attention_parts(*place)
-    kv = torch.full((2, batch, heads, window.slots, head_dim), float("nan"))
+    kv = torch.full((2, 1 if shared else batch, heads, window.slots, head_dim), float("nan"))
     for item, pos in enumerate(window.positions):
         first, count = reference.cache_visible(pos, *place)
-        kv[:, item, :, first : first + count] = draw(2, heads, count, head_dim, mean=0.5)
+        kv[:, 0 if shared else item, :, first : first + count] = draw(2, heads, count, head_dim, mean=0.5)
     return {
         "sums": draw(batch, parts, heads, head_dim),
         "peaks": draw(batch, parts, heads),
@@ -72,9 +72,9 @@ def test_head_dims_and_stored_dtypes(device, head_dim, kind):
 
 
 @shapes.few_examples
-@given(shapes.windows(), shapes.heads, shapes.head_dims, st.sampled_from(["fp32", "fp16"]))
-def test_any_shape(device, window, heads, head_dim, kind):
-    args = make(window, heads, head_dim)
+@given(shapes.windows(), shapes.heads, shapes.head_dims, st.sampled_from(["fp32", "fp16"]), st.booleans())
+def test_any_shape(device, window, heads, head_dim, kind, shared):
+    args = make(window, heads, head_dim, shared)
     attend(args | {"q": args["q"] / 4}, device, kind, shapes.FLOOR)
 
 

@@ -17,14 +17,15 @@ RUNS = [
     (90, "kernels/test_norm_up.py", "kernels/test_norm_qkv.py"),
     (90, "kernels/test_down_residual.py", "kernels/test_head_logits.py", "kernels/test_project_attention.py"),
     (90, "kernels/test_cache_attention.py", "kernels/test_sample_step.py", "engine/test_graph_decoder.py"),
-    (90, "kernels/test_batches.py"),
+    (90, "engine/test_draft_cycle.py::test_codes_equal_those_without_drafts"),
+    (90, "kernels/test_batches.py", "kernels/test_check_drafts.py"),
     (80, "kernels/test_prefill_attention.py"),
     (80, "kernels/test_attention_distance.py"),
     (60, "kernels/test_norm_up.py", "kernels/test_down_residual.py", "kernels/test_prefill_attention.py"),
 ]
 
 
-@pytest.mark.parametrize("run", RUNS, ids=lambda run: f"sm_{run[0]}-{Path(run[1]).stem}")
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: f"sm_{run[0]}-{Path(run[1]).stem.split('.')[0]}")
 def test_what_is_compiled_passes_the_tests(run):
     architecture, *files = run
     environment = {

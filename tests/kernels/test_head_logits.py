@@ -2,17 +2,19 @@ import pytest
 import shapes
 import torch
 from decode_case import assert_step_within_budget, draw, packed
+from fastjukebox.kernels import fused
 from hypothesis import given
 from hypothesis import strategies as st
 
 
-def make(positions=(0, 3, 5), width=33, size=37, int8=False, conditioned=True, context=6):
+def make(positions=(0, 3, 5), width=33, size=37, int8=False, conditioned=True, context=6, shared=False):
+    """shared: the positions are those of one item."""
     weight, scale = packed(width, size, int8)
     batch = len(positions)
     return {
         "logits": draw(batch, size),
         "x": draw(batch, width, mean=1.0),
-        "frame_cond": draw(batch, context, width) if conditioned else None,
+        "frame_cond": draw(1 if shared else batch, context, width) if conditioned else None,
         "positions": torch.tensor(positions),
         "weight": weight,
         "scale": scale,
@@ -31,10 +33,17 @@ def test_inputs_wider_than_a_block(device):
 
 
 @shapes.few_examples
-@given(shapes.windows(), shapes.widths, shapes.widths, shapes.kinds, st.booleans())
-def test_any_shape(device, window, width, size, kind, conditioned):
-    args = make(window.positions, width, size, kind == "int8", conditioned, window.context_len)
+@given(shapes.windows(), shapes.widths, shapes.widths, shapes.kinds, st.booleans(), st.booleans())
+def test_any_shape(device, window, width, size, kind, conditioned, shared):
+    args = make(window.positions, width, size, kind == "int8", conditioned, window.context_len, shared)
     assert_step_within_budget("head_logits", args, ("logits",), device, kind, shapes.FLOOR)
+
+
+def test_conditions_of_other_items_are_refused():
+    args = make()
+    args["frame_cond"] = args["frame_cond"][:2]
+    with pytest.raises(ValueError, match="conditions of 2 items for 3"):
+        fused.head_logits(**args)
 
 
 @pytest.mark.gpu

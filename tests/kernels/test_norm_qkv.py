@@ -12,13 +12,14 @@ def window(pattern="row", positions=(7,)):
     return shapes.Window(pattern, ROW_LEN, NUM_ROWS, tuple(positions))
 
 
-def make(window, width=33, heads=3, head_dim=5, int8=False):
+def make(window, width=33, heads=3, head_dim=5, int8=False, shared=False):
+    """shared: the positions are those of one item."""
     batch, attn_width = len(window.positions), heads * head_dim
     projected = attn_width if window.pattern == "cross" else 3 * attn_width
     weight, scale = packed(width, projected, int8)
     return {
         "q": draw(batch, attn_width),
-        "kv": draw(2, batch, heads, window.slots, head_dim),
+        "kv": draw(2, 1 if shared else batch, heads, window.slots, head_dim),
         "x": draw(batch, width, mean=3.0),
         "positions": torch.tensor(window.positions),
         "ln_weight": draw(width, mean=1.0, std=0.3),
@@ -40,6 +41,22 @@ def test_keys_and_values_go_to_their_slot(device, pattern):
 @pytest.mark.parametrize("kind", ["fp32", "fp16", "bf16", "int8"])
 def test_stored_dtypes(device, kind):
     assert_step_within_budget("norm_qkv", make(window(), int8=kind == "int8"), ("q", "kv"), device, kind)
+
+
+@pytest.mark.parametrize("pattern", shapes.PATTERNS)
+@pytest.mark.parametrize("count", [5, 11])
+def test_positions_of_one_item_share_its_cache(device, pattern, count):
+    """Those at the end of a row, from the last but one on; lanes that are left over repeat the last."""
+    args = make(window(pattern, [min(2 * ROW_LEN - 2 + lane, 2 * ROW_LEN - 1) for lane in range(count)]), shared=True)
+    args["x"][2:] = args["x"][1]
+    assert_step_within_budget("norm_qkv", args, ("q", "kv"), device)
+
+
+def test_a_cache_of_other_items_is_refused():
+    args = make(window(positions=range(3)))
+    args["kv"] = args["kv"][:, :2].clone()
+    with pytest.raises(ValueError, match=r"for \(2, 2, 3, 5, 5\)"):
+        fused.norm_qkv(**args)
 
 
 def test_inputs_wider_than_a_block(device):

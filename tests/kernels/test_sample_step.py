@@ -81,6 +81,16 @@ def test_after_the_last_position_nothing_is_embedded(device):
     assert found["x"][1].isfinite().all()
 
 
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_at_the_end_of_a_row_a_draft_does_the_last_position_again(device, conditioned):
+    args = make(draw(5, 37), positions=(1, 2, 5, 7, 8), conditioned=conditioned) | {"row_len": 3}
+    args["codes"] = torch.arange(45).reshape(5, 9) % 37
+    found = assert_same(args, device)
+    assert found["positions"].tolist() == [2, 2, 5, 8, 8]
+    x = args["token_embedding"][args["codes"][2, 4]] + args["pos_embedding"][5]
+    assert torch.equal(found["x"][2], x + args["frame_cond"][2, 5] if conditioned else x)
+
+
 def test_without_a_condition(device):
     assert_same(make(draw(2, 37), conditioned=False), device)
 
@@ -144,11 +154,14 @@ def test_logits_that_are_not_numbers_give_a_code_that_exists(device):
     st.one_of(st.just(0), st.integers(1, 160)),
     st.one_of(st.just(1.0), st.floats(0.01, 0.99)),
     st.booleans(),
+    st.booleans(),
     st.sampled_from([torch.float32, torch.float16]),
 )
-def test_any_shape(device, window, size, width, temperature, top_k, top_p, conditioned, stored):
+def test_any_shape(device, window, size, width, temperature, top_k, top_p, conditioned, shared, stored):
     logits = draw(len(window.positions), size, std=3.0)
     args = make(logits, window.positions, temperature, top_k, top_p, window.context_len, width, conditioned)
+    if shared and conditioned:
+        args["frame_cond"] = args["frame_cond"][:1]
     for name in ("token_embedding", "pos_embedding", "frame_cond"):
         args[name] = None if args[name] is None else args[name].to(stored)
     assert_same(args, device)

@@ -1,0 +1,180 @@
+"""The two ends of a check of drafted codes (engine/draft_cycle.py), so that the host need not look at each.
+
+Positions from `reached` on are checked side by side, as the items of a decode step with one cache: a lane for each, to
+the end of the row at most, since a new row takes the place of an older one in the cache. Lanes that are left over
+repeat the last position, and write what it writes. At `limit` it ends: one check too many checks the last code again.
+
+`begin_check`: one program embeds what one lane takes in. `end_check`: one program compares all codes, keeps those up to
+the first wrong one, puts the right one there, and prepares the draft's next step. Bytes moved: 4 vectors of width W
+each, and a few numbers.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .launch import launch
+from .pattern_groups import Specialization
+from .sample_step import embed
+
+
+@triton.jit
+def _checked(reached, limit, ROW_LEN: tl.constexpr):
+    """The first and the last position that a check looks at, however many lanes it has."""
+    first = tl.minimum(reached, limit - 1)
+    return first, tl.minimum(first // ROW_LEN * ROW_LEN + ROW_LEN, limit) - 1
+
+
+@triton.jit
+def _begin_check(
+    x_ptr,  # [LANES, W]
+    positions_ptr,  # [LANES]
+    reached_ptr,  # [1]
+    limit_ptr,  # [1]
+    codes_ptr,  # [1, CONTEXT]
+    token_embedding_ptr,  # [V, W]
+    pos_embedding_ptr,  # [CONTEXT, W]
+    frame_cond_ptr,  # [1, CONTEXT, W] or None
+    ROW_LEN: tl.constexpr,
+    W: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    lane = tl.program_id(0).to(tl.int64)
+    first, last = _checked(tl.load(reached_ptr), tl.load(limit_ptr), ROW_LEN)
+    pos = tl.minimum(first + lane, last)
+    tl.store(positions_ptr + lane, pos)
+    code = tl.load(codes_ptr + pos - 1)
+    embed(x_ptr + lane * W, code, pos, token_embedding_ptr, pos_embedding_ptr, frame_cond_ptr, W, BLOCK_W)
+
+
+@triton.jit
+def _end_check(
+    codes_ptr,  # [1, CONTEXT]
+    x_ptr,  # [1, W]
+    positions_ptr,  # [1]
+    reached_ptr,  # [1]
+    counts_ptr,  # [3]
+    limit_ptr,  # [1]
+    found_ptr,  # [LANES, CONTEXT]
+    token_embedding_ptr,  # [V, W]
+    pos_embedding_ptr,  # [CONTEXT, W]
+    frame_cond_ptr,  # [1, CONTEXT, W] or None
+    LANES: tl.constexpr,
+    CONTEXT: tl.constexpr,
+    ROW_LEN: tl.constexpr,
+    W: tl.constexpr,
+    BLOCK_LANES: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    reached = tl.load(reached_ptr)
+    limit = tl.load(limit_ptr)
+    first, last = _checked(reached, limit, ROW_LEN)
+    count = tl.minimum(last - first + 1, LANES)
+    lane = tl.arange(0, BLOCK_LANES)
+    valid = lane < count
+    drafted = tl.load(codes_ptr + first + lane, mask=valid, other=0)
+    right = tl.load(found_ptr + lane * CONTEXT + first + lane, mask=valid, other=0)
+    same = tl.min(tl.where(valid & (drafted != right), lane, count), axis=0)
+    kept = tl.minimum(same, count - 1) + 1
+    tl.store(codes_ptr + first + lane, right, mask=lane < kept)
+    tl.store(reached_ptr, first + kept)
+    new = reached < limit
+    tl.store(counts_ptr, tl.load(counts_ptr) + tl.where(new, same, 0))
+    tl.store(counts_ptr + 1, tl.load(counts_ptr + 1) + tl.where(new, 1, 0))
+    tl.store(counts_ptr + 2, tl.load(counts_ptr + 2) + tl.where(new, count, 0))
+    pos = tl.minimum(first + kept, limit - 1)
+    tl.store(positions_ptr, pos)
+    # One of those that were just kept, or the one before them.
+    before = pos - 1 - first
+    code = tl.sum(tl.where(lane == before, right, 0), axis=0)
+    code = tl.where(before < 0, tl.load(codes_ptr + first - 1), code)
+    embed(x_ptr, code, pos, token_embedding_ptr, pos_embedding_ptr, frame_cond_ptr, W, BLOCK_W)
+
+
+def _embeddings_are_contiguous(*embeddings: Tensor) -> None:
+    if not all(embedding.is_contiguous() for embedding in embeddings):
+        raise ValueError("embeddings must be contiguous")
+
+
+def begin_check(
+    x: Tensor,
+    positions: Tensor,
+    reached: Tensor,
+    limit: Tensor,
+    codes: Tensor,
+    token_embedding: Tensor,
+    pos_embedding: Tensor,
+    frame_cond: Tensor | None,
+    row_len: int,
+) -> Specialization | None:
+    """Prepare a step of one item's positions side by side: from `reached` [1] on, before `limit` [1], in its row.
+
+    Written are `positions` [lanes] and the inputs `x` [lanes, W] from the drafted `codes` [1, context]. Position 0 is
+    not among them: it takes in no code.
+
+    token_embedding [V, W], pos_embedding [context, W], frame_cond [1, context, W] or None.
+    """
+    lanes, width = x.shape
+    _embeddings_are_contiguous(token_embedding, pos_embedding)
+    if len(positions) != lanes or codes.shape != (1, len(pos_embedding)):
+        raise ValueError(f"x {tuple(x.shape)} for {len(positions)} positions, codes {tuple(codes.shape)}")
+    return launch(
+        _begin_check,
+        (lanes,),
+        *(x, positions, reached, limit, codes, token_embedding, pos_embedding, frame_cond),
+        num_warps=4,
+        ROW_LEN=row_len,
+        W=width,
+        BLOCK_W=triton.next_power_of_2(width),
+    )
+
+
+def end_check(
+    codes: Tensor,
+    x: Tensor,
+    positions: Tensor,
+    reached: Tensor,
+    counts: Tensor,
+    limit: Tensor,
+    found: Tensor,
+    token_embedding: Tensor,
+    pos_embedding: Tensor,
+    frame_cond: Tensor | None,
+    row_len: int,
+) -> Specialization | None:
+    """Keep the drafted `codes` [1, context] up to the first that is not as `found` [lanes, context], where each lane
+    has the code of its position (see `begin_check`); correct that one, and move `reached` [1] on behind it.
+
+    Written are also the draft's next input `x` [1, W] and `positions` [1], and added to `counts` [3] are the codes that
+    were drafted right, one check, and the codes that it looked at, unless `limit` [1] was reached before.
+
+    token_embedding [V, W], pos_embedding [context, W], frame_cond [1, context, W] or None: the draft's.
+    """
+    lanes, context = found.shape
+    width = x.shape[1]
+    _embeddings_are_contiguous(token_embedding, pos_embedding)
+    if codes.shape != (1, context) or pos_embedding.shape != (context, width):
+        raise ValueError(f"codes {tuple(codes.shape)}, found {tuple(found.shape)}, x {tuple(x.shape)}")
+    return launch(
+        _end_check,
+        (1,),
+        *(codes, x, positions, reached, counts, limit, found, token_embedding, pos_embedding, frame_cond),
+        num_warps=4,
+        LANES=lanes,
+        CONTEXT=context,
+        ROW_LEN=row_len,
+        W=width,
+        BLOCK_LANES=triton.next_power_of_2(lanes),
+        BLOCK_W=triton.next_power_of_2(width),
+    )

@@ -1,0 +1,210 @@
+"""Drafts change no code on a GPU either; in Triton's interpreter, or by plain PyTorch, where there is none."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from fastjukebox.engine import Jukebox, Prior, PriorConfig
+from fastjukebox.engine.decoder import Backend, LevelSampling
+from fastjukebox.engine.graph_decoder import GraphDecoder
+from fastjukebox.engine.patterns import Pattern
+from fastjukebox.engine.speculative_decoder import SpeculativeDecoder, with_drafts
+from fastjukebox.kernels import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from labelled_models import PARAMS, top_priors, write_model
+from resumed import assert_same, stopped_and_resumed
+from test_graph_decoder import CONFIG, decode, make_task
+from test_speculative_decoder import changed
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _triton():
+    pytest.importorskip("triton")
+
+
+@pytest.fixture(scope="module")
+def device():
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def nearly(prior, off):
+    """A copy that draws other codes here and there."""
+    other = copy.deepcopy(prior)
+    with torch.no_grad():
+        for tensor in other.parameters():
+            tensor += off * tensor.std(correction=0) * torch.randn_like(tensor)
+    return other
+
+
+@pytest.fixture
+def drafting(monkeypatch):
+    """A decoder that always drafts so many codes."""
+
+    def build(prior, draft, length, int8=False, ops=None):
+        monkeypatch.setattr(SpeculativeDecoder, "LENGTHS", (length,))
+        return SpeculativeDecoder(*(GraphDecoder(each, 1, int8=int8, ops=ops) for each in (prior, draft)))
+
+    return build
+
+
+@pytest.mark.parametrize(("length", "prompt_len", "cuts"), [(4, 0, (5,)), (3, 5, ()), (8, 1, (7, 8, 9))])
+def test_codes_equal_those_without_drafts(randomize, device, drafting, length, prompt_len, cuts):
+    prior = randomize(Prior(CONFIG)).to(device)
+    decoder = drafting(prior, nearly(prior, 0.3), length)
+    codes = decode(decoder, make_task(prior, prompt_len=prompt_len), *cuts)
+    assert torch.equal(codes, decode(GraphDecoder(prior, 1), make_task(prior, prompt_len=prompt_len)))
+    assert decoder.written >= 11 - prompt_len
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_prior_draft_and_window(randomize, device, data):
+    row_len, num_rows = data.draw(st.integers(2, 9)), data.draw(st.integers(1, 6))
+    context = row_len * num_rows
+    cycle = data.draw(st.sampled_from([(Pattern.ROW, Pattern.COLUMN, Pattern.PREVIOUS_ROW), (Pattern.DENSE,)]))
+    config = PriorConfig(0, 8, 3, 2, context, num_rows, codebook_size=data.draw(st.integers(2, 40)))
+    config = dataclasses.replace(config, pattern_cycle=cycle, scale_residual=data.draw(st.booleans()))
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    prior = randomize(Prior(config)).to(device)
+    off = data.draw(st.sampled_from([0.0, 0.1, 0.5, 3.0]))
+    int8 = data.draw(st.booleans())
+    # Of another depth, so that it is another network.
+    draft = nearly(prior, off) if off else randomize(Prior(dataclasses.replace(config, depth=1))).to(device)
+    lengths = tuple(data.draw(st.lists(st.sampled_from([1, 2, 3, 5, 8, 16]), min_size=1, max_size=3, unique=True)))
+    lengths = tuple(sorted(lengths))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SpeculativeDecoder, "LENGTHS", lengths)
+        decoder = SpeculativeDecoder(*(GraphDecoder(each, 1, int8=int8, ops=reference) for each in (prior, draft)))
+        plain = GraphDecoder(prior, 1, int8=int8, ops=reference)
+        for conditioned in data.draw(st.lists(st.booleans(), min_size=1, max_size=3)):
+            prompt_len = data.draw(st.integers(0, context - 1))
+            cuts = sorted(data.draw(st.sets(st.integers(prompt_len, context), max_size=3)))
+            sampling = LevelSampling(*data.draw(st.sampled_from([(0.99, 0, 1.0), (0.8, 5, 0.9)])))
+            tasks = [make_task(prior, 1, prompt_len, conditioned, 0, sampling) for _ in range(2)]
+            # Conditions by items of a batch, and codes as prompts have them.
+            codes, expected = decode(decoder, tasks[0], *cuts), decode(plain, tasks[1])
+            assert torch.equal(codes, expected)
+    assert decoder.right <= decoder.written
+
+
+def test_good_drafts_are_kept_and_counted(randomize, device, drafting):
+    config = dataclasses.replace(CONFIG, context_len=96, num_rows=8)
+    prior = randomize(Prior(config)).to(device)
+    decoder = drafting(prior, copy.deepcopy(prior), 8, ops=reference)
+    decode(decoder, make_task(prior, prompt_len=5))
+    assert decoder.right == decoder.written == 91
+    # A row of 12 takes two checks, whatever its first position; what is left of the first takes one.
+    assert decoder.target.cycles[8].run(48, 60) == (12, 2, 12)
+
+
+def test_checks_beyond_the_end_change_nothing(randomize, device, drafting):
+    """The host does not know how far the device is; also, a draft goes on with the right codes."""
+    prior = randomize(Prior(CONFIG)).to(device)
+    decoder = drafting(prior, nearly(prior, 0.3), 4, ops=reference)
+    for stop in (7, 12):
+        task = make_task(prior, prompt_len=2)
+        decoder.prefill(task)
+        decoder.run(2, stop)
+        cycle, codes = decoder.target.cycles[4], task.codes.clone()
+        state = [tensor.clone() for each in (decoder.target, decoder.draft) for tensor in caches(each, 1, stop)]
+        counts = cycle.counts.clone()
+        cycle.draft.go_to(stop - 1)
+        with torch.inference_mode():
+            for _ in range(3):
+                cycle._replay()
+        assert torch.equal(cycle.codes[:, :stop], codes[:, :stop])
+        assert torch.equal(cycle.counts, counts) and cycle.reached.item() == stop
+        for before, after in zip(state, (t for each in (decoder.target, decoder.draft) for t in caches(each, 1, stop))):
+            torch.testing.assert_close(before, after, rtol=1e-5, atol=1e-5)
+
+
+def caches(decoder, start, stop):
+    """What positions of the last row before `stop` have put into each layer's cache."""
+    start = max(start, (stop - 1) // decoder.prior.config.row_len * decoder.prior.config.row_len)
+    return [layer.kv[:, :, :, [layer.slot(pos) for pos in range(start, stop)]] for layer in decoder.cache.layers]
+
+
+def test_plain_steps_and_drafts_take_turns(randomize, device, monkeypatch):
+    """Whatever the trials choose: the draft sees what was decoded without it, each finds the other's cache."""
+    monkeypatch.setattr(SpeculativeDecoder, "LENGTHS", (1, 4))
+    config = dataclasses.replace(CONFIG, context_len=60, num_rows=6)
+    prior = randomize(Prior(config)).to(device)
+    decoder = SpeculativeDecoder(*(GraphDecoder(prior, 1, ops=reference) for _ in range(2)))
+    choices = iter([1, 4, 1, 1, 4, 4, 1, 4] * 20)
+    monkeypatch.setattr(decoder, "_next_call", lambda: (1, (length := next(choices)), 3 + length))
+    monkeypatch.setattr(decoder, "_measured", lambda *measured: None)
+    decoder.lengths[1] = type("Lost", (), {"lost": 0.0, "recent": {}})()
+    codes = decode(decoder, make_task(prior, prompt_len=3), 20, 41)
+    assert torch.equal(codes, decode(GraphDecoder(prior, 1, ops=reference), make_task(prior, prompt_len=3)))
+    # The same network with the same codes before it guesses all of them.
+    assert decoder.right == decoder.written > 20
+
+
+def test_one_item_alone_is_drafted(randomize, device):
+    prior = randomize(Prior(CONFIG)).to(device)
+    with pytest.raises(ValueError, match="for one item, not for 3"):
+        GraphDecoder(prior, 3, ops=reference).side_by_side(4)
+    decoder = GraphDecoder(prior, 1, ops=reference)
+    decoder.expect_drafts(GraphDecoder(prior, 1, ops=reference), (4,))
+    with pytest.raises(ValueError, match="2 items for a decoder of 1"):
+        decoder.begin(make_task(prior, 2))
+    decoder.prefill(make_task(prior, 1, 3))
+    with pytest.raises(ValueError, match="3 is next"):
+        decoder.speculate(decoder.cycles[4].draft, 4, 8, 4)
+
+
+@pytest.mark.parametrize("kind", ["none", *top_priors()])
+def test_requests_give_the_same_with_drafts(
+    kind, tiny_model, tiny_config, randomize, randomize_vqvae, tmp_path, monkeypatch, device
+):
+    """Labels, lyrics, windows with prompts, several items."""
+    monkeypatch.setattr(SpeculativeDecoder, "LENGTHS", (4,))
+    labelled = kind != "none"
+    folder = write_model(tmp_path / kind, kind, tiny_config, randomize, randomize_vqvae) if labelled else tiny_model
+    backend = Backend(
+        "triton", lambda prior, batch: GraphDecoder(prior, batch, ops=reference), lambda *_: None, drafts=True
+    )
+    plain, jukebox, draft = (
+        Jukebox.from_pretrained(model, device, torch.float32, "eager")
+        for model in (folder, folder, changed(folder, tmp_path / "draft"))
+    )
+    plain.backend, jukebox.backend, jukebox.draft = backend, with_drafts(backend, draft.prior), draft
+    labels = dataclasses.replace(PARAMS.labels, lyrics="") if kind == "labels" else PARAMS.labels
+    params = dataclasses.replace(PARAMS, num_samples=1, labels=labels if labelled else None)
+    expected = plain.sample(params)
+    assert_same(jukebox.sample(params), expected)
+    assert_same(jukebox.sample(params, order="time"), expected)
+    several = dataclasses.replace(params, num_samples=2)
+    assert_same(jukebox.sample(several), plain.sample(several))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_window_of_the_models_width(randomize, device, drafting, dtype, int8):
+    """All patterns and rows: to the bit the codes without drafts, whatever their length, and again."""
+    if int8 and dtype != torch.float16:
+        pytest.skip("int8 is beside FP16")
+    config = PriorConfig(level=0, width=1920, depth=3, heads=1, context_len=512, num_rows=8)
+    prior = randomize(Prior(config)).to(device, dtype)
+    draft = nearly(prior, 0.1)
+    expected = decode(GraphDecoder(prior, 1, int8=int8), make_task(prior, 1, 70))
+    for length in (4, 8, 16):
+        decoder = drafting(prior, draft, length, int8)
+        for _ in range(2):
+            assert torch.equal(decode(decoder, make_task(prior, 1, 70), 100, 301), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["triton", "triton-int8"])
+def test_requests_on_a_gpu(tiny_model, tmp_path, backend):
+    """As users make them: drafts of several lengths, by trials; a run that is stopped and resumed."""
+    draft = changed(tiny_model, tmp_path / "draft")
+    params = dataclasses.replace(PARAMS, num_samples=1, labels=None)
+    expected = Jukebox.from_pretrained(tiny_model, "cuda", backend=backend).sample(params)
+    jukebox = Jukebox.from_pretrained(tiny_model, "cuda", backend=backend, draft=draft)
+    assert_same(jukebox.sample(params), expected)
+    assert_same(jukebox.sample(params, order="time"), expected)
+    assert_same(stopped_and_resumed(jukebox, params, tmp_path / "run", 30, draft)[0], expected)

@@ -73,9 +73,9 @@ def stages() -> list[Stage]:
             "batch", 5, ("decode", *upsampler, "upsampler-0-72", "--batch", "32", "16", "4", "--dtype", "fp16", *triton)
         ),
         Stage("prefill", 3, ("prefill",)),
-        Stage("drafts", 5, ("speculative", "--device", "cuda", "--width", "1920", "--codes", "1024", "--rounds", "5")),
         Stage("attention bf16", 10, ("attention", "--dtype", "bf16")),
         Stage("roofline", 3, ("roofline", *upsampler, "--batch", "1", "--dtype", "fp16", *triton, "--parts", *parts)),
+        Stage("drafts", 6, ("speculative", "--device", "cuda", "--width", "1920", "--codes", "1024", "--rounds", "5")),
         Stage("other sizes", 4, ("decode", "--sizes", "upsampler-0-18", "top-18", "upsampler-0-24", "--batch", "1")),
         Stage("operations", 3, ("ops", "--stored", "fp16", "--implementations", "triton", "reference")),
         Stage("attention fp16", 4, ("attention", "--dtype", "fp16")),

@@ -18,6 +18,7 @@ if not __package__:
     run_again(__file__)
 
 import argparse
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -53,9 +54,10 @@ def usable(pair: str, width: int) -> None:
             raise ValueError("for bottom levels with a conditioner and without labels")
 
 
-def window(model: str, device: torch.device, backend: str) -> WindowTask:
+@functools.cache
+def window(model: str, device: torch.device) -> WindowTask:
     """A window's first half and condition, as the model samples them."""
-    jukebox = Jukebox.from_pretrained(model, device, torch.float32, backend)
+    jukebox = Jukebox.from_pretrained(model, device, torch.float32)
     config = jukebox.config.priors[0]
     assert config.conditioner
     count = config.context_len // config.conditioner.upper_ratio
@@ -95,7 +97,8 @@ def caches(decoder: CheckingDecoder) -> list[Any]:
 def measure(
     model: str, draft: str, width: int, device: torch.device, backend: str, codes: int, threads: int, rows: Rows
 ) -> dict[str, Any]:
-    task = window(model, device, backend)
+    task = window(model, device)
+    task = replace(task, codes=task.codes.clone())
     # One to be timed alone.
     target, drafts, alone = (wide_decoder(name, width, device, backend) for name in (model, draft, draft))
     expect_drafts(target, drafts, LENGTHS)

@@ -140,7 +140,8 @@ class NativeDecoder:
             positions = positions // row_len * row_len or positions
             last = min(start + max(positions, self.FEWEST_POSITIONS), stop)
             begun = time.perf_counter()
-            self.model.prefill(self._native_task, start, last, threads)
+            # A prompt may come in pieces.
+            self.model.prefill(self._native_task, start, last, max(stop, self.task.prompt_len), threads)
             self.prompt_team.measured(threads, last - start, time.perf_counter() - begun)
             start = last
 

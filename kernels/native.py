@@ -203,11 +203,12 @@ class NativeModel:
         self._check(start, stop)
         check(library().fastjukebox_decode(byref(self._model), byref(task), start, stop, threads), threads)
 
-    def prefill(self, task: Task, start: int, stop: int, threads: int) -> None:
+    def prefill(self, task: Task, start: int, stop: int, decode_from: int, threads: int) -> None:
         """Put positions start ... stop - 1 into the cache, which holds all earlier ones: to the bit what `decode` would
-        leave there."""
+        leave there; but for what no position from `decode_from`, or `stop`, on needs."""
         self._check(start, stop)
-        check(library().fastjukebox_prefill(byref(self._model), byref(task), start, stop, threads), threads)
+        positions = start, stop, decode_from
+        check(library().fastjukebox_prefill(byref(self._model), byref(task), *positions, threads), threads)
 
     def speculate(
         self, task: Task, draft: NativeModel, draft_task: Task, start: int, stop: int, length: int, threads: int

@@ -129,10 +129,10 @@ def library() -> ctypes.CDLL:
     if built_from is None or built_from().decode() != sources(folder / "csrc"):
         raise OSError(f"{path.name} was built from other sources than those beside it: install fastjukebox again")
     lib.fastjukebox_isa.restype = c_char_p
-    for function in (lib.fastjukebox_decode, lib.fastjukebox_prefill):
-        function.argtypes = [POINTER(Model), POINTER(Task), c_int32, c_int32, c_int32]
-    models = [POINTER(Model), POINTER(Task)] * 2
-    lib.fastjukebox_speculate.argtypes = [*models, c_int32, c_int32, c_int32, c_int32, POINTER(c_int64)]
+    model = [POINTER(Model), POINTER(Task)]
+    lib.fastjukebox_decode.argtypes = [*model, c_int32, c_int32, c_int32]
+    lib.fastjukebox_prefill.argtypes = [*model, c_int32, c_int32, c_int32, c_int32]
+    lib.fastjukebox_speculate.argtypes = [*model, *model, c_int32, c_int32, c_int32, c_int32, POINTER(c_int64)]
     place = [POINTER(Conditioner), c_void_p, c_int32, c_void_p, c_void_p]
     lib.fastjukebox_condition.argtypes = [*place, c_int32, c_int32]
     lib.fastjukebox_condition_room.argtypes = [POINTER(Conditioner), c_int32]

@@ -117,16 +117,17 @@ static int call(const Function *functions, const Arguments &...arguments) {
 #define EVERY_SET(name) {portable::name}
 #endif
 
-using Positions = void (*)(const Model &, const Task &, int, int, int);
-
 extern "C" int fastjukebox_decode(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads) {
+  using Positions = void (*)(const Model &, const Task &, int, int, int);
   static const Positions functions[] = EVERY_SET(run);
   return call(functions, *model, *task, start, stop, threads);
 }
 
-extern "C" int fastjukebox_prefill(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads) {
-  static const Positions functions[] = EVERY_SET(prefill);
-  return call(functions, *model, *task, start, stop, threads);
+extern "C" int fastjukebox_prefill(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t decode_from,
+                                   int32_t threads) {
+  using Prefill = void (*)(const Model &, const Task &, int, int, int, int);
+  static const Prefill functions[] = EVERY_SET(prefill);
+  return call(functions, *model, *task, start, stop, decode_from, threads);
 }
 
 extern "C" int fastjukebox_speculate(const Model *model, const Task *task, const Model *draft, const Task *draft_task,

@@ -83,8 +83,9 @@ enum { FASTJUKEBOX_NO_THREADS = 1, FASTJUKEBOX_NO_MEMORY = 2 };
 int fastjukebox_decode(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads);
 
 // Puts positions start ... stop - 1 of the task into the cache; each takes in the code before it. The cache must hold
-// every earlier position.
-int fastjukebox_prefill(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t threads);
+// every earlier position. What no position from `decode_from` on needs, or from `stop` on if that is later, may be left out.
+int fastjukebox_prefill(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t decode_from,
+                        int32_t threads);
 
 // The codes that fastjukebox_decode writes for a task of one item, by speculative decoding: the draft model guesses up to
 // `length` of them one by one with the noise that the task draws by, the model then draws its own for all of them at once,

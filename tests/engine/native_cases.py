@@ -3,6 +3,8 @@
 import torch
 from fastjukebox.engine.config import PriorConfig
 from fastjukebox.engine.decoder import LevelSampling, WindowTask
+from fastjukebox.engine.kv_cache import KVCache
+from fastjukebox.engine.native_decoder import NativeDecoder
 from fastjukebox.engine.prior import Prior
 
 
@@ -59,3 +61,21 @@ def decode(decoder, task, stop=None) -> torch.Tensor:
     decoder.prefill(task)
     decoder.run(task.prompt_len, stop or task.codes.shape[1])
     return task.codes
+
+
+def kept(decoder) -> list[torch.Tensor]:
+    """Keys and values of each layer [2, B, H, slots, D], of the items: the eager decoder has more lanes."""
+    if not isinstance(decoder, NativeDecoder):
+        return [layer.kv[:, : len(decoder.task.codes)] for layer in decoder.cache.layers]
+    return [
+        torch.stack([layer.keys.transpose(3, 4).flatten(2, 3)[:, :, : layer.slots], layer.values])
+        for layer in decoder.cache
+    ]
+
+
+def seen(decoder, start) -> list[torch.Tensor]:
+    """Those of the positions before `start` that positions from there on can see."""
+    config = decoder.prior.config
+    caches = KVCache(config, 1, torch.device("cpu"), torch.float32).layers
+    slots = [[cache.slot(pos) for pos in range(cache.first_seen(start), start)] for cache in caches]
+    return [kv[:, :, :, [slot for slot in own if slot is not None]] for kv, own in zip(kept(decoder), slots)]

@@ -328,7 +328,7 @@ def test_positions_beyond_the_window_are_refused(positions):
         with pytest.raises(ValueError, match=message):
             call(*positions, 1)
     with pytest.raises(ValueError, match=message):
-        decoder.model.prefill(decoder._native_task, *positions, 1)
+        decoder.model.prefill(decoder._native_task, *positions, 0, 1)
 
 
 def test_lyrics_may_be_longer_than_the_window():

@@ -150,8 +150,8 @@ std::vector<int64_t> sample(const Sizes &sizes, int first_item, int batch, int t
     for (int item = 0; item < batch; ++item)
       std::copy_n(prompt + item * context_len, middle, codes.begin() + item * context_len);
     // In two pieces, the second from the middle of a row on.
-    fastjukebox_prefill(&random.model, &task, 0, sizes.row_len + 1, threads);
-    fastjukebox_prefill(&random.model, &task, sizes.row_len + 1, middle, threads);
+    fastjukebox_prefill(&random.model, &task, 0, sizes.row_len + 1, middle, threads);
+    fastjukebox_prefill(&random.model, &task, sizes.row_len + 1, middle, middle, threads);
   } else {
     fastjukebox_decode(&random.model, &task, 0, middle, threads);
   }

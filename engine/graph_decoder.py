@@ -136,7 +136,9 @@ class GraphDecoder:
 
         # One has guessed them, the other corrects them.
         draft.codes, draft.recorded = self.codes, ()
-        self.cycles = {length: DraftCycle(self, draft, length) for length in lengths}
+        # Position 0 is not drafted.
+        drafted = self.prior.config.context_len > 1
+        self.cycles = {length: DraftCycle(self, draft, length) for length in lengths if drafted}
 
     @torch.inference_mode()
     def condition(self, upper_codes: Tensor) -> Tensor:
@@ -229,8 +231,12 @@ class GraphDecoder:
     def decode(self, start: int, stop: int, threads: int = 1) -> None:
         """As `run`, and waits for it."""
         self.run(start, stop)
-        if self.behind:
-            self.behind.synchronize()
+        self.wait()
+
+    def wait(self) -> None:
+        """Until all is done that was begun."""
+        if self.prior.device.type == "cuda":
+            torch.cuda.synchronize(self.prior.device)
 
     @torch.inference_mode()
     def speculate(
@@ -274,8 +280,7 @@ class GraphDecoder:
             ops.down_residual(x, hidden, x, h, down.weight, module.down.bias, down.scale, res_scale)
         last_cond = None if self.prior.own_head is not None else self.cond
         ops.head_logits(self.logits, x, last_cond, self.positions, *self.head)
-        # What is drawn is a code, whatever else a prompt may hold.
-        embeddings = (self.prior.token_embedding[: self.prior.config.codebook_size], self.prior.pos_embedding)
+        embeddings = self.prior.token_embedding, self.prior.pos_embedding
         drawn = (self.logits, self.items, self.noise_key, self.filters)
         ops.sample_step(self.codes, x, self.positions, *drawn, *embeddings, self.cond, row_len)
 

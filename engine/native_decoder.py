@@ -159,6 +159,9 @@ class NativeDecoder:
         """As `run`, in one call of so many threads."""
         self.model.decode(self._native_task, start, stop, threads)
 
+    def wait(self) -> None:
+        """Nothing is under way once a call is over."""
+
     def speculate(self, draft: NativeDecoder, start: int, stop: int, length: int, threads: int) -> tuple[int, int, int]:
         """As `decode`, by drafts of `length` codes of a decoder with a task of the same codes. Returns how many of the
         codes were drafted right, the number of checks, and that of codes drafted."""

@@ -29,8 +29,8 @@ from .native_decoder import NativeDecoder
 from .prior import Prior
 from .trials import TeamSize, Trials
 
-# What both priors must have in common: the same codes at the same places, told of by the same labels.
-SHARED = ("level", "context_len", "window_len", "codebook_size", "vocabulary", "labels")
+# What both priors must have in common: the same codes at the same places, in rows as long, told of by the same labels.
+SHARED = ("level", "context_len", "num_rows", "window_len", "codebook_size", "vocabulary", "labels")
 # Of a prior, what makes the conditions of a window.
 CONDITIONING = ("conditioner.", "labels.", "lyric_encoder.")
 
@@ -51,6 +51,10 @@ class CheckingDecoder(Decoder, Protocol):
 
     def decode(self, start: int, stop: int, threads: int) -> None:
         """As `run`, in one call of so many threads that waits for the end."""
+        ...
+
+    def wait(self) -> None:
+        """Until all is done that was begun."""
         ...
 
     # Any: one of its own kind.
@@ -79,7 +83,10 @@ def with_drafts(backend: Backend, drafts: Callable[[int], Prior]) -> Backend:
     """`backend`, drafting with the prior that `drafts` has for a level where one item is decoded at a time. Raises
     ValueError if it cannot."""
     if not backend.drafts:
-        raise ValueError(f"drafts are for the native and Triton decoders, not for {backend.name}: leave the draft out")
+        raise ValueError(
+            f"drafts are for native and Triton decoders, not for {backend.name}: choose another backend, triton or "
+            "triton-int8 on a GPU, or leave the draft out"
+        )
 
     def build(prior: Prior, batch: int) -> Decoder:
         # Several items share already what a step reads.
@@ -166,6 +173,7 @@ class SpeculativeDecoder:
             if length > 1 and self.seen < start:
                 # A trial's loss, not part of what drafts take.
                 self.draft.extend(self.seen, start)
+                self.draft.wait()
                 self.lengths[threads].lost += time.perf_counter() - begun
                 begun = time.perf_counter()
             expected = float(last - start)

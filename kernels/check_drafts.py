@@ -87,6 +87,9 @@ def _end_check(
     right = tl.load(found_ptr + lane * CONTEXT + first + lane, mask=valid, other=0)
     same = tl.min(tl.where(valid & (drafted != right), lane, count), axis=0)
     kept = tl.minimum(same, count - 1) + 1
+    before = tl.load(codes_ptr + first - 1)
+    # All warps must have read what the first of them replaces.
+    tl.debug_barrier()
     tl.store(codes_ptr + first + lane, right, mask=lane < kept)
     tl.store(reached_ptr, first + kept)
     new = reached < limit
@@ -96,9 +99,7 @@ def _end_check(
     pos = tl.minimum(first + kept, limit - 1)
     tl.store(positions_ptr, pos)
     # One of those that were just kept, or the one before them.
-    before = pos - 1 - first
-    code = tl.sum(tl.where(lane == before, right, 0), axis=0)
-    code = tl.where(before < 0, tl.load(codes_ptr + first - 1), code)
+    code = tl.where(pos > first, tl.sum(tl.where(lane == pos - 1 - first, right, 0), axis=0), before)
     embed(x_ptr, code, pos, token_embedding_ptr, pos_embedding_ptr, frame_cond_ptr, W, BLOCK_W)
 
 

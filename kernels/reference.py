@@ -316,7 +316,7 @@ def sample_step(
     items: Tensor,  # [B] int64
     noise_key: Tensor,  # [4] int64: low and high half of the seed, level, position in the song of the window's start
     filters: Tensor,  # [3]: temperature, top-k, top-p
-    token_embedding: Tensor,  # [V, W]
+    token_embedding: Tensor,  # [V or more, W]
     pos_embedding: Tensor,  # [context, W]
     frame_cond: Tensor | None,  # [B, context, W], or [1, context, W] of one item
     row_len: int = 0,  # or that of a draft, which waits at the end of a row

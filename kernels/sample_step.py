@@ -126,7 +126,7 @@ def _sample_step(
     items_ptr,  # [B] int64
     noise_key_ptr,  # [4] int64
     filters_ptr,  # [3] FP32
-    token_embedding_ptr,  # [V, W]
+    token_embedding_ptr,  # [V or more, W]
     pos_embedding_ptr,  # [CONTEXT, W]
     frame_cond_ptr,  # [lanes, CONTEXT, W] or None
     lanes,
@@ -151,6 +151,9 @@ def _sample_step(
     noisy = filtered(logits, filters_ptr, valid, V) - tl.log(-tl.log(uniform))
     # Logits that are not numbers must not lead out of the embedding.
     drawn = tl.minimum(tl.argmax(noisy, axis=0), V - 1).to(tl.int64)
+    if BLOCK_V <= 32:
+        # All warps must have read the position that the first of them moves; of more codes, they have met by now.
+        tl.debug_barrier()
     tl.store(codes_ptr + lane * CONTEXT + pos, drawn)
     following = pos + 1
     if ROW_LEN > 0:
@@ -185,12 +188,13 @@ def sample_step(
 
     items: [B] int64 item numbers. noise_key: [4] int64: the low and the high half of the seed, the level, the
     position in the song of the window's first code. filters: [3] FP32: temperature, top-k (0: all), top-p (1: all).
-    token_embedding [V, W], pos_embedding [context, W]; frame_cond [B, context, W], [1, context, W] where all are
-    positions of one item, or None.
+    token_embedding [V or more, W]: what else a prompt may hold comes after the codes; pos_embedding [context, W];
+    frame_cond [B, context, W], [1, context, W] where all are positions of one item, or None. row_len: see above, or 0.
     """
     batch, size = logits.shape
     context, width = pos_embedding.shape
-    if codes.shape != (batch, context) or x.shape != (batch, width) or token_embedding.shape != (size, width):
+    embedded, wide = token_embedding.shape
+    if codes.shape != (batch, context) or x.shape != (batch, width) or embedded < size or wide != width:
         raise ValueError(f"codes {tuple(codes.shape)}, x {tuple(x.shape)} for logits {tuple(logits.shape)}")
     lanes = batch if frame_cond is None else len(frame_cond)
     if lanes not in (batch, 1):

@@ -53,7 +53,7 @@ DRAFT_OPTION = click.option(
     "--draft",
     metavar="NAME|FOLDER",
     help="A student of the model that guesses codes ahead, of one piece at a time: the same result, sooner where "
-    "networks are wide.",
+    "networks are wide. On a GPU with --backend triton or triton-int8.",
 )
 SAMPLING_OPTIONS = (
     click.option("--seed", type=int, default=0, show_default=True, help="Another seed, another piece."),

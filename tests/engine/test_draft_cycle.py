@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import torch
 from fastjukebox.engine import Jukebox, Prior, PriorConfig
+from fastjukebox.engine.config import LabelConfig, LyricConfig
 from fastjukebox.engine.decoder import Backend, LevelSampling
 from fastjukebox.engine.graph_decoder import GraphDecoder
 from fastjukebox.engine.patterns import Pattern
@@ -17,6 +18,8 @@ from labelled_models import PARAMS, top_priors, write_model
 from resumed import assert_same, stopped_and_resumed
 from test_graph_decoder import CONFIG, decode, make_task
 from test_speculative_decoder import changed
+
+FACTORED = (Pattern.ROW, Pattern.COLUMN, Pattern.PREVIOUS_ROW)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,20 +63,19 @@ def test_codes_equal_those_without_drafts(randomize, device, drafting, length, p
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.data())
-def test_any_prior_draft_and_window(randomize, device, data):
+def test_any_prior_draft_and_window(randomize, data):
     row_len, num_rows = data.draw(st.integers(2, 9)), data.draw(st.integers(1, 6))
     context = row_len * num_rows
-    cycle = data.draw(st.sampled_from([(Pattern.ROW, Pattern.COLUMN, Pattern.PREVIOUS_ROW), (Pattern.DENSE,)]))
+    cycle = data.draw(st.sampled_from([FACTORED, (Pattern.DENSE,)]))
     config = PriorConfig(0, 8, 3, 2, context, num_rows, codebook_size=data.draw(st.integers(2, 40)))
     config = dataclasses.replace(config, pattern_cycle=cycle, scale_residual=data.draw(st.booleans()))
     torch.manual_seed(data.draw(st.integers(0, 99)))
-    prior = randomize(Prior(config)).to(device)
+    prior = randomize(Prior(config))
     off = data.draw(st.sampled_from([0.0, 0.1, 0.5, 3.0]))
     int8 = data.draw(st.booleans())
     # Of another depth, so that it is another network.
-    draft = nearly(prior, off) if off else randomize(Prior(dataclasses.replace(config, depth=1))).to(device)
-    lengths = tuple(data.draw(st.lists(st.sampled_from([1, 2, 3, 5, 8, 16]), min_size=1, max_size=3, unique=True)))
-    lengths = tuple(sorted(lengths))
+    draft = nearly(prior, off) if off else randomize(Prior(dataclasses.replace(config, depth=1)))
+    lengths = tuple(sorted(data.draw(st.sets(st.sampled_from([1, 2, 3, 5, 8, 16]), min_size=1, max_size=3))))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SpeculativeDecoder, "LENGTHS", lengths)
         decoder = SpeculativeDecoder(*(GraphDecoder(each, 1, int8=int8, ops=reference) for each in (prior, draft)))
@@ -82,26 +84,29 @@ def test_any_prior_draft_and_window(randomize, device, data):
             prompt_len = data.draw(st.integers(0, context - 1))
             cuts = sorted(data.draw(st.sets(st.integers(prompt_len, context), max_size=3)))
             sampling = LevelSampling(*data.draw(st.sampled_from([(0.99, 0, 1.0), (0.8, 5, 0.9)])))
-            tasks = [make_task(prior, 1, prompt_len, conditioned, 0, sampling) for _ in range(2)]
-            # Conditions by items of a batch, and codes as prompts have them.
+            item = data.draw(st.integers(0, 3))
+            tasks = [make_task(prior, 1, prompt_len, conditioned, item, sampling) for _ in range(2)]
             codes, expected = decode(decoder, tasks[0], *cuts), decode(plain, tasks[1])
             assert torch.equal(codes, expected)
     assert decoder.right <= decoder.written
 
 
-def test_good_drafts_are_kept_and_counted(randomize, device, drafting):
+def test_good_drafts_are_kept_and_counted(randomize, drafting):
     config = dataclasses.replace(CONFIG, context_len=96, num_rows=8)
-    prior = randomize(Prior(config)).to(device)
+    prior = randomize(Prior(config))
     decoder = drafting(prior, copy.deepcopy(prior), 8, ops=reference)
     decode(decoder, make_task(prior, prompt_len=5))
     assert decoder.right == decoder.written == 91
     # A row of 12 takes two checks, whatever its first position; what is left of the first takes one.
     assert decoder.target.cycles[8].run(48, 60) == (12, 2, 12)
+    # But for position 0, which is not drafted, and which the draft has to see.
+    decode(decoder, make_task(prior))
+    assert decoder.right == decoder.written - 1 == 91 + 95
 
 
-def test_checks_beyond_the_end_change_nothing(randomize, device, drafting):
-    """The host does not know how far the device is; also, a draft goes on with the right codes."""
-    prior = randomize(Prior(CONFIG)).to(device)
+def test_a_check_too_many_changes_nothing(randomize, drafting):
+    """Also, a draft goes on with the right codes."""
+    prior = randomize(Prior(CONFIG))
     decoder = drafting(prior, nearly(prior, 0.3), 4, ops=reference)
     for stop in (7, 12):
         task = make_task(prior, prompt_len=2)
@@ -126,11 +131,11 @@ def caches(decoder, start, stop):
     return [layer.kv[:, :, :, [layer.slot(pos) for pos in range(start, stop)]] for layer in decoder.cache.layers]
 
 
-def test_plain_steps_and_drafts_take_turns(randomize, device, monkeypatch):
+def test_plain_steps_and_drafts_take_turns(randomize, monkeypatch):
     """Whatever the trials choose: the draft sees what was decoded without it, each finds the other's cache."""
     monkeypatch.setattr(SpeculativeDecoder, "LENGTHS", (1, 4))
     config = dataclasses.replace(CONFIG, context_len=60, num_rows=6)
-    prior = randomize(Prior(config)).to(device)
+    prior = randomize(Prior(config))
     decoder = SpeculativeDecoder(*(GraphDecoder(prior, 1, ops=reference) for _ in range(2)))
     choices = iter([1, 4, 1, 1, 4, 4, 1, 4] * 20)
     monkeypatch.setattr(decoder, "_next_call", lambda: (1, (length := next(choices)), 3 + length))
@@ -142,8 +147,20 @@ def test_plain_steps_and_drafts_take_turns(randomize, device, monkeypatch):
     assert decoder.right == decoder.written > 20
 
 
-def test_one_item_alone_is_drafted(randomize, device):
-    prior = randomize(Prior(CONFIG)).to(device)
+def test_a_prompt_may_end_with_what_is_no_code(randomize, drafting):
+    """As lyrics before the codes: a draft waits at a row's end for the position after them."""
+    patterns = (Pattern.ROW, Pattern.LYRICS, Pattern.PREVIOUS_ROW)
+    told = {"labels": LabelConfig(2, 2, 1), "lyrics": LyricConfig(7, 15), "pattern_cycle": patterns}
+    prior = randomize(Prior(PriorConfig(0, 16, 3, 2, 20, 5, codebook_size=19, **told)))
+    tasks = [make_task(prior, 1, 15) for _ in range(2)]
+    for task in tasks:
+        task.codes[:, :15] = 19 + torch.arange(15) % 7
+    decoder = drafting(prior, nearly(prior, 0.3), 2, ops=reference)
+    assert torch.equal(decode(decoder, tasks[0]), decode(GraphDecoder(prior, 1, ops=reference), tasks[1]))
+
+
+def test_one_item_alone_is_drafted(randomize):
+    prior = randomize(Prior(CONFIG))
     with pytest.raises(ValueError, match="for one item, not for 3"):
         GraphDecoder(prior, 3, ops=reference).side_by_side(4)
     decoder = GraphDecoder(prior, 1, ops=reference)
@@ -157,7 +174,7 @@ def test_one_item_alone_is_drafted(randomize, device):
 
 @pytest.mark.parametrize("kind", ["none", *top_priors()])
 def test_requests_give_the_same_with_drafts(
-    kind, tiny_model, tiny_config, randomize, randomize_vqvae, tmp_path, monkeypatch, device
+    kind, tiny_model, tiny_config, randomize, randomize_vqvae, tmp_path, monkeypatch
 ):
     """Labels, lyrics, windows with prompts, several items."""
     monkeypatch.setattr(SpeculativeDecoder, "LENGTHS", (4,))
@@ -167,12 +184,12 @@ def test_requests_give_the_same_with_drafts(
         "triton", lambda prior, batch: GraphDecoder(prior, batch, ops=reference), lambda *_: None, drafts=True
     )
     plain, jukebox, draft = (
-        Jukebox.from_pretrained(model, device, torch.float32, "eager")
+        Jukebox.from_pretrained(model, "cpu", torch.float32, "eager")
         for model in (folder, folder, changed(folder, tmp_path / "draft"))
     )
     plain.backend, jukebox.backend, jukebox.draft = backend, with_drafts(backend, draft.prior), draft
     labels = dataclasses.replace(PARAMS.labels, lyrics="") if kind == "labels" else PARAMS.labels
-    params = dataclasses.replace(PARAMS, num_samples=1, labels=labels if labelled else None)
+    params = dataclasses.replace(PARAMS, num_samples=1, first_item=4, labels=labels if labelled else None)
     expected = plain.sample(params)
     assert_same(jukebox.sample(params), expected)
     assert_same(jukebox.sample(params, order="time"), expected)
@@ -195,6 +212,26 @@ def test_a_window_of_the_models_width(randomize, device, drafting, dtype, int8):
         decoder = drafting(prior, draft, length, int8)
         for _ in range(2):
             assert torch.equal(decode(decoder, make_task(prior, 1, 70), 100, 301), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cycle", [FACTORED, (Pattern.DENSE, Pattern.LYRICS, Pattern.ROW)])
+def test_windows_of_every_kind(randomize, device, cycle):
+    """With conditions and without, which are different graphs, window after window in one decoder."""
+    told = {"labels": LabelConfig(2, 2, 1), "lyrics": LyricConfig(7, 15)} if Pattern.LYRICS in cycle else {}
+    config = PriorConfig(0, 48, 3, 2, 96, 6, codebook_size=37, pattern_cycle=cycle, **told)
+    prior = randomize(Prior(config)).to(device)
+    decoder = SpeculativeDecoder(*(GraphDecoder(each, 1) for each in (prior, nearly(prior, 0.3))))
+    plain = GraphDecoder(prior, 1)
+    for prompt_len, conditioned, item in ((15, True, 3), (40, False, 0), (0 if not told else 15, True, 2)):
+        window = prompt_len, conditioned, item
+        # A start that a prior with labels has no token for.
+        tasks = [dataclasses.replace(make_task(prior, 1, *window), start_cond=start(prior)) for _ in range(2)]
+        assert torch.equal(decode(decoder, tasks[0], 50, 77), decode(plain, tasks[1]))
+
+
+def start(prior):
+    return torch.ones(1, 1, prior.config.width, device=prior.device, dtype=prior.dtype)
 
 
 @pytest.mark.gpu

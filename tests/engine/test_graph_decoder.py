@@ -103,6 +103,7 @@ def test_a_batch_of_three_equals_three_of_one(prior):
 
 def test_a_decoder_serves_windows_of_every_kind(prior, randomize):
     """One decoder, window after window: no condition, fewer items than lanes, another seed; cut into pieces."""
+    prior = prior.cpu()
     decoder = GraphDecoder(prior, 2, ops=reference)
     for batch, prompt_len, conditioned, cuts in (
         (2, 0, True, ()),
@@ -117,9 +118,9 @@ def test_a_decoder_serves_windows_of_every_kind(prior, randomize):
 
 
 @pytest.mark.parametrize("cycle", [(Pattern.DENSE, Pattern.COLUMN), (Pattern.PREVIOUS_ROW, Pattern.ROW, Pattern.ROW)])
-def test_any_patterns_and_residual_scales(randomize, device, cycle):
+def test_any_patterns_and_residual_scales(randomize, cycle):
     config = dataclasses.replace(CONFIG, pattern_cycle=cycle, scale_residual=True)
-    prior = randomize(Prior(config)).to(device)
+    prior = randomize(Prior(config))
     sampling = LevelSampling(0.8, 7, 0.9)
     codes = decode(GraphDecoder(prior, 2, ops=reference), make_task(prior, 2, sampling=sampling))
     assert torch.equal(codes, decode(EagerDecoder(prior, 2), make_task(prior, 2, sampling=sampling)))
@@ -127,7 +128,7 @@ def test_any_patterns_and_residual_scales(randomize, device, cycle):
 
 def test_int8_logits_stay_close(prior):
     """The codes may differ from FP32's, the logits by the rounding of the weights alone."""
-    logits = []
+    prior, logits = prior.cpu(), []
     for int8 in (False, True):
         decoder = GraphDecoder(prior, 1, int8=int8, ops=reference)
         decoder.prefill(make_task(prior, prompt_len=11))
@@ -138,6 +139,7 @@ def test_int8_logits_stay_close(prior):
 
 
 def test_positions_out_of_turn_are_refused(prior):
+    prior = prior.cpu()
     decoder = GraphDecoder(prior, 1, ops=reference)
     decoder.prefill(make_task(prior, prompt_len=3))
     with pytest.raises(ValueError, match="3 is next"):

@@ -52,7 +52,7 @@ def drafting(monkeypatch):
     return build
 
 
-@pytest.mark.parametrize(("length", "prompt_len", "cuts"), [(4, 0, (5,)), (3, 5, ()), (8, 1, (7, 8, 9))])
+@pytest.mark.parametrize(("length", "prompt_len", "cuts"), [(4, 0, (5,)), (3, 5, ()), (8, 8, (9,))])
 def test_codes_equal_those_without_drafts(randomize, device, drafting, length, prompt_len, cuts):
     prior = randomize(Prior(CONFIG)).to(device)
     decoder = drafting(prior, nearly(prior, 0.3), length)

@@ -18,7 +18,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .launch import launch
 from .pattern_groups import Specialization
-from .sample_step import embed
+from .sample_step import check_embeddings, embed
 
 
 @triton.jit
@@ -103,11 +103,6 @@ def _end_check(
     embed(x_ptr, code, pos, token_embedding_ptr, pos_embedding_ptr, frame_cond_ptr, W, BLOCK_W)
 
 
-def _embeddings_are_contiguous(*embeddings: Tensor) -> None:
-    if not all(embedding.is_contiguous() for embedding in embeddings):
-        raise ValueError("embeddings must be contiguous")
-
-
 def begin_check(
     x: Tensor,
     positions: Tensor,
@@ -127,7 +122,7 @@ def begin_check(
     token_embedding [V, W], pos_embedding [context, W], frame_cond [1, context, W] or None.
     """
     lanes, width = x.shape
-    _embeddings_are_contiguous(token_embedding, pos_embedding)
+    check_embeddings(token_embedding, pos_embedding)
     if len(positions) != lanes or codes.shape != (1, len(pos_embedding)):
         raise ValueError(f"x {tuple(x.shape)} for {len(positions)} positions, codes {tuple(codes.shape)}")
     return launch(
@@ -164,7 +159,7 @@ def end_check(
     """
     lanes, context = found.shape
     width = x.shape[1]
-    _embeddings_are_contiguous(token_embedding, pos_embedding)
+    check_embeddings(token_embedding, pos_embedding)
     if codes.shape != (1, context) or pos_embedding.shape != (context, width):
         raise ValueError(f"codes {tuple(codes.shape)}, found {tuple(found.shape)}, x {tuple(x.shape)}")
     return launch(

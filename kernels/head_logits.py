@@ -11,7 +11,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .gemv import load_items, load_outputs, load_weights, multiply, outputs, places, tile
-from .launch import launch
+from .launch import conditions, launch
 from .pattern_groups import Specialization
 
 
@@ -90,14 +90,11 @@ def head_logits(
     batch, n_in = x.shape
     if weight.shape[0] != n_in or logits.shape != (batch, weight.shape[1]):
         raise ValueError(f"logits {tuple(logits.shape)} of x {tuple(x.shape)} and weight {tuple(weight.shape)}")
-    lanes = batch if frame_cond is None else len(frame_cond)
-    if lanes not in (batch, 1):
-        raise ValueError(f"conditions of {lanes} items for {batch}")
     size = tile(weight, batch, scale)
     return launch(
         _head_logits,
         size.grid,
-        *(logits, x, frame_cond, positions, weight, scale, batch, lanes),
+        *(logits, x, frame_cond, positions, weight, scale, batch, conditions(frame_cond, batch)),
         num_warps=size.num_warps,
         fp_fusion=not size.tensor,
         CONTEXT=1 if frame_cond is None else frame_cond.shape[1],

@@ -40,6 +40,15 @@ def launch(
     return None
 
 
+def conditions(frame_cond: Tensor | None, batch: int) -> int:
+    """Of how many items the frame condition is: one, where all of `batch` are positions of one item. Raises ValueError
+    for others."""
+    lanes = batch if frame_cond is None else len(frame_cond)
+    if lanes not in (batch, 1):
+        raise ValueError(f"conditions of {lanes} items for {batch}")
+    return lanes
+
+
 def specialization(
     kernel: Any, args: tuple[Any, ...], constants: dict[str, Any], options: dict[str, Any]
 ) -> Specialization:

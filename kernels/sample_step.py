@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .launch import launch
+from .launch import conditions, launch
 from .pattern_groups import Specialization
 
 
@@ -167,6 +167,12 @@ def _sample_step(
         embed(x_ptr + lane * W, drawn, following, token_embedding_ptr, pos_embedding_ptr, cond_ptr, W, BLOCK_W)
 
 
+def check_embeddings(*embeddings: Tensor) -> None:
+    """Raises ValueError for those that `embed` does not read right."""
+    if not all(embedding.is_contiguous() for embedding in embeddings):
+        raise ValueError("embeddings must be contiguous")
+
+
 def sample_step(
     codes: Tensor,
     x: Tensor,
@@ -196,15 +202,12 @@ def sample_step(
     embedded, wide = token_embedding.shape
     if codes.shape != (batch, context) or x.shape != (batch, width) or embedded < size or wide != width:
         raise ValueError(f"codes {tuple(codes.shape)}, x {tuple(x.shape)} for logits {tuple(logits.shape)}")
-    lanes = batch if frame_cond is None else len(frame_cond)
-    if lanes not in (batch, 1):
-        raise ValueError(f"conditions of {lanes} items for {batch}")
-    if not token_embedding.is_contiguous() or not pos_embedding.is_contiguous():
-        raise ValueError("embeddings must be contiguous")
+    check_embeddings(token_embedding, pos_embedding)
+    embeddings = token_embedding, pos_embedding, frame_cond, conditions(frame_cond, batch)
     return launch(
         _sample_step,
         (batch,),
-        *(codes, x, positions, logits, items, noise_key, filters, token_embedding, pos_embedding, frame_cond, lanes),
+        *(codes, x, positions, logits, items, noise_key, filters, *embeddings),
         num_warps=16,
         CONTEXT=context,
         ROW_LEN=row_len,

@@ -261,9 +261,20 @@ class Jukebox:
         have moved. `draft`: as for `from_pretrained`, whatever the run was begun with.
 
         Raises:
-            RunError: not a run, or the model's weights are not those that it began with.
+            RunError: not a run, one that another process works on, or the model's weights are not those that it began
+                with.
+            ValueError: the device or the decoder that it was begun with is not here.
         """
-        run = Run.open(Path(run_dir))
+        run = Run.reopen(Path(run_dir))
+        try:
+            jukebox, sampling = cls._resumed(run, model, draft)
+        except BaseException:
+            run.release()
+            raise
+        return jukebox._finish(sampling, run, "level", progress)
+
+    @classmethod
+    def _resumed(cls, run: Run, model: str | Path | None, draft: str | Path | None) -> tuple[Jukebox, Sampling]:
         request = run.request
         folder = Path(request.model) if model is None else _model_folder(model)
         try:
@@ -274,13 +285,11 @@ class Jukebox:
         if weights != request.fingerprint:
             raise RunError(f"{run.folder} was begun with other weights than {folder} holds")
         jukebox = cls.from_pretrained(folder, request.device, request.dtype, request.backend, draft)
-        run.acquire()
         codes = run.load()
         try:
-            sampling = Sampling(jukebox.config, request.params, request.samples, codes, jukebox.names)
+            return jukebox, Sampling(jukebox.config, request.params, request.samples, codes, jukebox.names)
         except ValueError as error:
             raise RunError(f"{run.folder}: codes.safetensors or request.json is not of this run: {error}") from None
-        return jukebox._finish(sampling, run, "level", progress)
 
     def _known(self, codes: Sequence[CodesLike | None] | None) -> list[Tensor]:
         """Codes that are given, per level [items, n], [1, 0] where there are none."""

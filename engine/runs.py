@@ -114,6 +114,15 @@ class Run:
             raise RunError(f"{path} cannot be read: {error}") from None
         return cls(folder, request)
 
+    @classmethod
+    def reopen(cls, folder: Path) -> Run:
+        """`open` and `acquire`, to go on with the run."""
+        run = cls.open(folder)
+        run.acquire()
+        # Until then another process may have replaced it.
+        run.request = cls.open(folder).request
+        return run
+
     def load(self, vqvae: str | None = None) -> list[Tensor]:
         """The codes so far, per level [items, n], the finest level first; see `load_codes`."""
         return load_codes(self.folder / "codes.safetensors", vqvae)

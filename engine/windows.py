@@ -95,7 +95,8 @@ def plan_levels(
     known: codes per level that are there already.
 
     Raises:
-        ValueError: a hop that is no whole number of codes, or is not aligned with the upper level's codes.
+        ValueError: a hop, of a level that is sampled, that is no whole number of codes, or is not aligned with the
+            upper level's codes.
     """
     vqvae, top = config.vqvae, config.vqvae.levels - 1
     top_codes = math.ceil(samples / vqvae.samples_per_code(top))
@@ -107,10 +108,12 @@ def plan_levels(
         unit = vqvae.samples_per_code(top) // vqvae.samples_per_code(level)
         length = max(top_codes * unit, math.ceil(needed / unit) * unit)
         window_len = prior.window_len
-        hop = window_len * hop_fractions[level]
-        if not 0 < hop_fractions[level] <= 1 or hop != int(hop) or int(hop) % (ratio or 1):
+        # Levels that are not sampled have no windows to move.
+        fraction = hop_fractions[level] if level >= bottom else 1.0
+        hop = window_len * fraction
+        if not 0 < fraction <= 1 or hop != int(hop) or int(hop) % (ratio or 1):
             raise ValueError(
-                f"hop fraction {hop_fractions[level]} of level {level}: {hop:g} of {window_len} codes is not a "
+                f"hop fraction {fraction} of level {level}: {hop:g} of {window_len} codes is not a "
                 f"positive multiple of {ratio or 1} within the window; try 0.5, 0.25 or 0.125"
             )
         plans.append(LevelPlan(length, window_len, int(hop), known[level], ratio))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from ..jukebox import Jukebox
 from ..labels import Labels
 from ..runs import Run, load_codes
 from ..vqvae import fingerprint
+from .sharing import Share
 
 # Endings of files that hold codes; other files are taken for audio.
 CODES_SUFFIXES = (".safetensors", ".tar", ".pth", ".pt")
@@ -24,7 +25,7 @@ CODES_SUFFIXES = (".safetensors", ".tar", ".pth", ".pt")
 class Given:
     """Codes to go on from, per level [items, n], the finest first, empty where there are none.
 
-    heard: audio samples that these codes fill already. samples: the result's length in audio samples, where the codes
+    heard: audio samples that these codes fill already at the level that is decoded. samples: the result's length in audio samples, where the codes
     decide it. text: what is given, for people.
     """
 
@@ -32,6 +33,16 @@ class Given:
     heard: int
     samples: int | None
     text: str
+
+    def of(self, share: Share) -> Given:
+        """What a process has to go on from that samples some of the pieces; codes of one piece open all of them.
+        Raises ValueError where other than all pieces are to be sampled."""
+        pieces = max(map(len, self.codes))
+        if pieces == 1:
+            return self
+        if pieces != share.pieces:
+            raise ValueError(f"codes of {pieces} pieces are given: --samples {pieces}, or one of them by --item")
+        return replace(self, codes=[tensor[share.first : share.stop] for tensor in self.codes])
 
 
 def prompt(
@@ -56,20 +67,26 @@ def prompt(
             unit = vqvae.samples_per_code(vqvae.levels - 1)
             end = -(-min(ends) // unit) * unit
             codes = [tensor[:, : end // vqvae.samples_per_code(k)] for k, tensor in enumerate(codes)]
-        heard = codes[level].shape[1] * vqvae.samples_per_code(level) if 0 <= level < len(codes) else 0
+        filled = [tensor.shape[1] * vqvae.samples_per_code(k) for k, tensor in enumerate(codes)]
+        # What is asked for at a level that does not exist is refused with the other parameters.
+        heard = filled[level] if 0 <= level < len(filled) else 0
+        length = next((count for count in filled[max(level, 0) :] if count), 0)
+        if not length and level < len(filled):
+            held = ", ".join(str(k) for k, count in enumerate(filled) if count)
+            raise ValueError(f"{_piece(source, item)} holds level {held}: none to go on from at --level {level}")
     elif item is not None:
         raise ValueError(f"--item is for codes of several pieces; {source} is taken for audio")
     else:
         audio = read_audio(source, rate)[:, :cut]
-        heard = audio.shape[1]
-    if heard >= round(seconds * rate):
+        heard = length = audio.shape[1]
+    if length >= round(seconds * rate):
         raise ValueError(
-            f"the prompt, {heard / rate:.2f} s, leaves nothing to sample in {seconds:g} s: "
+            f"the prompt, {length / rate:.2f} s, leaves nothing to sample in {seconds:g} s: "
             "ask for more --seconds, or cut it with --prompt-seconds"
         )
     if audio is not None:
         codes = jukebox.encode(audio)
-    return Given(codes, heard, None, f"{heard / rate:.2f} s of {_piece(source, item)}")
+    return Given(codes, heard, None, f"{length / rate:.2f} s of {_piece(source, item)}")
 
 
 def upper_codes(
@@ -92,8 +109,8 @@ def upper_codes(
             f"level {keep} of {_piece(source, item)} covers {covered / jukebox.sample_rate:.3f} s, not {seconds:g} s: "
             "leave out --seconds, or make it longer with `fastjukebox continue`"
         )
-    if samples is None:
-        samples = covered
+    # A run that was stopped covers less than it was begun for.
+    samples = covered if samples is None else min(samples, covered)
     kept = ", ".join(str(k) for k in held if k >= keep)
     codes = [tensor if k >= keep else tensor[:, :0] for k, tensor in enumerate(codes)]
     return Given(codes, 0, samples, f"level {kept} ({holds})")

@@ -151,7 +151,7 @@ def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | Non
     from ..sampler import SamplingParams
     from .sharing import own_share
 
-    out, settings = own_share(out, settings)
+    out, settings, share = own_share(out, settings)
     params = SamplingParams(
         seconds=settings.seconds,
         seed=settings.seed,
@@ -173,6 +173,8 @@ def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | Non
     jukebox = load_model(model, settings.device, settings.dtype, settings.backend, settings.threads, settings.draft)
     given = give(jukebox) if give else None
     if given:
+        if share:
+            given = given.of(share)
         if settings.samples is None:
             params = dataclasses.replace(params, num_samples=max(map(len, given.codes)))
             _check_output(out, settings, params.num_samples)

@@ -8,20 +8,29 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from .options import Settings
 
 
-def own_share(out: str, settings: Settings) -> tuple[str, Settings]:
-    """OUT and the options of this process: `name-partR.wav` with its share of --samples from its first item on; what
-    was given, where torchrun did not start it.
+class Share(NamedTuple):
+    """The pieces [first, stop) of so many."""
+
+    first: int
+    stop: int
+    pieces: int
+
+
+def own_share(out: str, settings: Settings) -> tuple[str, Settings, Share | None]:
+    """OUT, the options and the pieces of this process: `name-partR.wav` with its share of --samples from its first
+    item on; what was given and None, where torchrun did not start it.
 
     Raises:
         ValueError: there are fewer pieces than processes, or what is asked for cannot be divided.
     """
     rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
-        return out, settings
+        return out, settings, None
     pieces = settings.samples or 1
     if settings.stream or out == "-":
         raise ValueError("--stream is for one process, without torchrun")
@@ -43,7 +52,7 @@ def own_share(out: str, settings: Settings) -> tuple[str, Settings]:
         plot=_part(settings.plot, rank),
         quiet=settings.quiet or rank > 0,
     )
-    return str(_part(Path(out), rank)), own
+    return str(_part(Path(out), rank)), own, Share(first, stop, pieces)
 
 
 def _part(path: Path | None, rank: int) -> Path | None:

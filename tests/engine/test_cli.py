@@ -181,6 +181,25 @@ def test_upsample_composes_nothing_new(ok, fails):
     ok("upsample", "a.run", "b.wav", "--level", 1, "--seconds", 0.04)
 
 
+def test_upsample_of_a_run_that_was_stopped_covers_what_there_is(ok, fails):
+    ok("sample", "a.wav", "--seconds", 0.05, "--level", 2)
+    stopped = runs.Run.open(Path("a.run"))
+    stopped.save([codes[:, :9] for codes in stopped.load()])
+    out = ok("upsample", "a.run", "b.wav", "--level", 1, "--seed", 2)
+    assert "audio    0.03 s" in out and len(read("b.wav")) == 9 * 128
+    assert torch.equal(runs.Run.open(Path("b.run")).load()[2], stopped.load()[2])
+    assert "covers 0.026 s, not 0.05 s" in fails("upsample", "a.run", "c.wav", "--level", 1, "--seconds", 0.05)
+
+
+def test_a_prompt_is_as_long_as_its_finest_level(ok, fails):
+    write_codes("top.safetensors", (0, 0, 16))
+    out = ok("continue", "top.safetensors", "a.wav", "--seconds", 0.06, "--level", 1)
+    assert "given    0.05 s of top.safetensors" in out
+    assert "leaves nothing" in fails("continue", "top.safetensors", "b.wav", "--seconds", 0.04, "--level", 1)
+    write_codes("bottom.safetensors", (256, 0, 0))
+    assert "holds level 0" in fails("continue", "bottom.safetensors", "b.wav", "--seconds", 0.06, "--level", 1)
+
+
 def test_upsample_takes_the_codes_of_the_original(ok):
     zs = [torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, 0, dtype=torch.long), torch.arange(16)[None]]
     torch.save({"zs": zs}, "data.pth.tar")

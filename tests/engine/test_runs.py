@@ -156,47 +156,6 @@ def test_a_run_that_cannot_be_replaced_is_still_there(run, monkeypatch):
     assert Run.open(run.folder).request == REQUEST
 
 
-def test_a_forked_process_does_not_keep_a_run(run):
-    run.acquire()
-    child = os.fork()
-    if not child:
-        time.sleep(60)
-        os._exit(0)
-    try:
-        run.release()
-        Run.open(run.folder).acquire()
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-
-
-def test_one_at_a_time_works_on_a_run(run, jukebox, tmp_path):
-    run.acquire()
-    for other in (
-        lambda: Run.create(run.folder, REQUEST, NEW, overwrite=True),
-        lambda: Run.open(run.folder).acquire(),
-    ):
-        with pytest.raises(RunError, match=f"{run.folder} is being worked on already"):
-            other()
-    # Reading is free.
-    assert_holds(run.folder, OLD)
-    run.release()
-    Run.open(run.folder).acquire()
-    # A request that has ended, well or not, holds nothing.
-    params, folder = SamplingParams(seconds=128 / 44100), tmp_path / "other"
-
-    def stop(progress):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt) as raised:
-        jukebox.sample(params, run_dir=folder, progress=stop)
-    assert raised.value and Jukebox.resume(folder).audio.shape[1] == 128
-    chunks = jukebox.stream(params, run_dir=folder, overwrite=True)
-    with pytest.raises(RunError, match="being worked on"):
-        Jukebox.resume(folder)
-    chunks.close()
-
-
 def test_codes_of_one_run_never_stand_beside_the_request_of_another(run, monkeypatch):
     replace, calls = os.replace, []
 

@@ -23,6 +23,20 @@ def test_shares_together_are_what_one_process_samples(ok, monkeypatch, count, pi
     assert shared == whole
 
 
+def test_given_pieces_are_shared(ok, fails, monkeypatch):
+    ok(*ASK, 3, "--level", 2)
+    ok("upsample", "song.run", "whole.wav", "--level", 1, "--seed", 3)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        ok("upsample", "song.run", "part.wav", "--level", 1, "--seed", 3, "--samples", 3)
+    whole, shared = (sorted(Path().glob(names)) for names in ("whole-?.wav", "part-part*.wav"))
+    assert [path.read_bytes() for path in shared] == [path.read_bytes() for path in whole] and len(whole) == 3
+    # One prompt opens all pieces.
+    ok("continue", "song.run", "more.wav", "--item", 1, "--seconds", 0.05, "--level", 2, "--samples", 2)
+    assert "codes of 3 pieces" in fails("upsample", "song.run", "no.wav", "--level", 1, "--samples", 2)
+
+
 @pytest.mark.parametrize(
     "words, message", [((*ASK, 1), "2 processes for 1 pieces"), ((*ASK, 2, "--stream"), "--stream")]
 )

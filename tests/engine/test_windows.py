@@ -92,6 +92,16 @@ def test_stopping_after_any_window_leaves_the_windows_that_followed(length, cont
 
 
 @examples
+@given(requests())
+def test_levels_that_are_not_sampled_need_no_hop(request_):
+    config, samples, hops, known, bottom = request_
+    plans = plan_levels(config, samples, [-1.0] * bottom + list(hops[bottom:]), known, bottom)
+    assert plans[bottom:] == planned(request_)[bottom:]
+    with pytest.raises(ValueError, match=f"of level {bottom}"):
+        plan_levels(config, samples, [0.0] * 3, known, bottom)
+
+
+@examples
 @given(requests(), st.sampled_from(["level", "time"]))
 def test_upper_codes_exist_when_a_window_is_reached(request_, order):
     config, _, _, known, bottom = request_

@@ -1,0 +1,86 @@
+"""One process at a time works on a run."""
+
+import dataclasses
+import os
+import signal
+import time
+
+import pytest
+import torch
+from fastjukebox.engine import Jukebox, RunError, SamplingParams
+from fastjukebox.engine.runs import Request, Run
+
+REQUEST = Request(
+    params=SamplingParams(seconds=0.1),
+    samples=4410,
+    model="/models/tiny",
+    fingerprint="0123456789abcdef",
+    backend="eager",
+    device="cpu",
+    dtype="float32",
+    output="song.wav",
+)
+OLD, NEW = [torch.zeros(1, 3, dtype=torch.long)], [torch.ones(1, 5, dtype=torch.long)]
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = Run.create(tmp_path / "run", REQUEST, OLD)
+    run.release()
+    return run
+
+
+def test_a_forked_process_does_not_keep_a_run(run):
+    run.acquire()
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+    try:
+        run.release()
+        Run.open(run.folder).acquire()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_one_at_a_time_works_on_a_run(run, jukebox, tmp_path):
+    run.acquire()
+    for other in (
+        lambda: Run.create(run.folder, REQUEST, NEW, overwrite=True),
+        lambda: Run.open(run.folder).acquire(),
+    ):
+        with pytest.raises(RunError, match=f"{run.folder} is being worked on already"):
+            other()
+    # Reading is free.
+    assert Run.open(run.folder).load()[0].tolist() == OLD[0].tolist()
+    run.release()
+    Run.open(run.folder).acquire()
+    # A request that has ended, well or not, holds nothing.
+    params, folder = SamplingParams(seconds=128 / 44100), tmp_path / "other"
+
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as raised:
+        jukebox.sample(params, run_dir=folder, progress=stop)
+    assert raised.value and Jukebox.resume(folder).audio.shape[1] == 128
+    chunks = jukebox.stream(params, run_dir=folder, overwrite=True)
+    with pytest.raises(RunError, match="being worked on"):
+        Jukebox.resume(folder)
+    chunks.close()
+
+
+def test_what_replaces_a_run_until_it_is_acquired_is_gone_on_with(run, monkeypatch):
+    other = dataclasses.replace(REQUEST, output="other.wav")
+    acquire, taken = Run.acquire, []
+
+    def slowly(self):
+        if not taken:
+            taken.append(True)
+            Run.create(run.folder, other, NEW, overwrite=True).release()
+        acquire(self)
+
+    monkeypatch.setattr(Run, "acquire", slowly)
+    assert Run.reopen(run.folder).request == other
+    assert Run.open(run.folder).load()[0].tolist() == NEW[0].tolist()

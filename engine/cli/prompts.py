@@ -25,8 +25,8 @@ CODES_SUFFIXES = (".safetensors", ".tar", ".pth", ".pt")
 class Given:
     """Codes to go on from, per level [items, n], the finest first, empty where there are none.
 
-    heard: audio samples that these codes fill already at the level that is decoded. samples: the result's length in audio samples, where the codes
-    decide it. text: what is given, for people.
+    heard: audio samples that these codes fill already at the level that is decoded. samples: the result's length in
+    audio samples, where the codes decide it. text: what is given, for people.
     """
 
     codes: list[Tensor]

@@ -44,7 +44,7 @@ def test_a_forked_process_does_not_keep_a_run(run):
         os.waitpid(child, 0)
 
 
-def test_one_at_a_time_works_on_a_run(run, jukebox, tmp_path):
+def test_one_at_a_time_works_on_a_run(run, tiny_model, tmp_path):
     run.acquire()
     for other in (
         lambda: Run.create(run.folder, REQUEST, NEW, overwrite=True),
@@ -57,6 +57,7 @@ def test_one_at_a_time_works_on_a_run(run, jukebox, tmp_path):
     run.release()
     Run.open(run.folder).acquire()
     # A request that has ended, well or not, holds nothing.
+    jukebox = Jukebox.from_pretrained(tiny_model, backend="eager")
     params, folder = SamplingParams(seconds=128 / 44100), tmp_path / "other"
 
     def stop(progress):

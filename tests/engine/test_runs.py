@@ -5,8 +5,6 @@ import errno
 import json
 import os
 import shutil
-import signal
-import time
 
 import pytest
 import soundfile

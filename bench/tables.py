@@ -88,13 +88,13 @@ def _elsewhere(record: Record, here: tuple[Any, ...]) -> str:
     return f"{count} thread{'s' * (count != 1)}"
 
 
-def _made(records: list[Record]) -> str:
-    """Where and with what the records were made."""
+def _made(records: list[Record], medians: bool) -> str:
+    """Where and with what the records were made, of which medians alone are shown, or their spread too."""
     device, cores, _ = _place(records[0])
     said = [str(device) if cores is None else f"{device}, {cores} cores"]
     words = {
         "threads": "{} threads",
-        "rounds": "p50 (p20, p80) of {} rounds",
+        "rounds": "medians of {} rounds" if medians else "p50 (p20, p80) of {} rounds",
         "torch": "PyTorch {}",
         "commit": "commit {}",
     }
@@ -127,7 +127,7 @@ def tables(results: Path, device: str = "cpu", short: bool = False) -> dict[str,
         hidden = [r for r in measured if r in untested]
         shown = [r for r in measured if r not in untested]
         table = build(shown)
-        said = [table.note, _made(shown)] if table.rows else [NOT_YET]
+        said = [table.note, _made(shown, name.endswith("-short"))] if table.rows else [NOT_YET]
         if failed := sorted(r["row"] for r in rows if "error" in r):
             said.append(f"Failed: {', '.join(failed)}")
         if hidden:

@@ -96,8 +96,8 @@ def opened(
         if assignments:
             work = dataclasses.replace(work, settings=changed(work.preset, assignments))
         if group.is_first:
-            beside = "".join(f", {name} {json.dumps(value)}" for name, value in work.set_beside.items())
-            click.echo(f"{folder}: preset {preset}, seed {seed}{beside}; on {device_name(own)}", err=True)
+            said = "".join(f", {name} {json.dumps(value)}" for name, value in work.changed_settings.items())
+            click.echo(f"{folder}: preset {preset}, seed {seed}{said}; on {device_name(own)}", err=True)
         yield work
 
 

@@ -73,8 +73,9 @@ def reconstruction(
 ) -> Reconstruction:
     """Relative L2 of the waveform, and relative L2 and log distance of the spectrograms, averaged over resolutions.
 
-    processes: those that have a share each of the batch; relative to the whole batch then, whose function the mean of
-    their gradients belongs to. The distances of equal shares have the batch's as their mean already.
+    processes: with several, each has a share of the batch. Relative errors are then taken over the whole batch, so that
+    the mean of the processes' gradients is the gradient of the batch's loss. Log distances need no exchange: their mean
+    over equal shares is the batch's.
     """
     processes = processes or Processes()
     spectral, log_spectral = [], []

@@ -89,8 +89,8 @@ def train(
     module: what is trained; its parameters and the optimizer's state are saved, and `extra`. A parameter group may have
     a `rate`, a factor of the learning rate. `after_step` runs after each optimizer step (averages, codebooks).
     `evaluate` gives the figures of a log line. With several processes `module` is what `Processes.wrap` gave, and
-    `step_loss` takes this process's part of the batch. `made_with`: what decides the run, as JSON has it; one that was
-    begun with something else does not go on, but for those of before this was noted.
+    `step_loss` takes this process's part of the batch. `made_with`: what decides the run, as JSON has it. A run that
+    was begun with something else is refused; one that does not say what it was begun with goes on.
 
     Raises:
         ValueError: the run was begun with something else.

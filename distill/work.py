@@ -1,6 +1,6 @@
 """A work folder: everything that training a stack leaves behind, each part a run that can be stopped and gone on with.
 
-WORK/preset.json              preset and seed, and settings that were set beside, from the first run on, for all runs
+WORK/preset.json              preset, seed, and settings changed with --set: for all runs, from the first on
 WORK/corpus/                  the procedural corpus, where no other audio was given
 WORK/vqvae/level_K/           one level of the VQ-VAE; audio.json in it says what it hears
 WORK/codes/                   the code store
@@ -105,7 +105,7 @@ class Work:
             refuse_other(plain(held), plain(self.preset), self.folder, "choose another folder")
 
     @property
-    def set_beside(self) -> dict[str, Any]:
+    def changed_settings(self) -> dict[str, Any]:
         """The settings that are not the preset's, by name."""
         return {name: value for name, value, _ in differences(plain(self.preset), plain(PRESETS[self.preset_name]))}
 

@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from .audio import AudioError
     from .checkpoint import CheckpointError
     from .config import JukeboxConfig, PriorConfig, VQVAEConfig
-    from .jukebox import Jukebox, Result
+    from .jukebox import Jukebox
     from .labels import Labels
     from .prior import Prior
+    from .result import Result
     from .runs import RunError
     from .sampler import Progress, SamplingParams
     from .vqvae import VQVAE
@@ -44,7 +45,7 @@ _MODULES = {
     "Prior": "prior",
     "PriorConfig": "config",
     "Progress": "sampler",
-    "Result": "jukebox",
+    "Result": "result",
     "RunError": "runs",
     "SamplingParams": "sampler",
     "VQVAEConfig": "config",

@@ -5,21 +5,28 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from . import checkpoint
-from .audio import AudioError, AudioLike, read_audio, write_audio
+from .audio import AudioError, AudioLike, read_audio
 from .decoder import choose_backend
 from .prior import Prior
+from .result import Result
 from .runs import Request, Run, RunError
 from .sampler import CodesLike, ProgressCallback, Sampling, SamplingParams, as_codes
 from .speculative_decoder import check_drafts, with_drafts
 from .threads import usable_threads
 from .vqvae import fingerprint
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .sampler import SampleOptions
 
 logger = logging.getLogger("fastjukebox")
 # The demo stack is student-18's; the others share what they can with it.
@@ -32,29 +39,13 @@ MODELS = {
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-# Tensors have no single answer to ==.
-@dataclass(frozen=True, eq=False)
-class Result:
-    """What was sampled.
-
-    audio: FP32 [items, samples] at `sample_rate` Hz.
-    codes: per level int64 [items, n], the finest level first; empty for levels that were not sampled. Upper levels may
-        reach beyond the audio, where the windows below them need that.
-    """
-
-    audio: Tensor
-    sample_rate: int
-    codes: list[Tensor]
-
-    def save(self, path: str | Path) -> list[Path]:
-        """Write .wav, .flac or .ogg; several items become name-0.wav, name-1.wav, ... Returns the files."""
-        return write_audio(path, self.audio, self.sample_rate)
-
-
 class Jukebox:
-    """A VQ-VAE and its priors, ready to sample. Priors are loaded when their level is sampled. Small ones stay, on a
-    GPU those that take up to a quarter of its memory; large ones are there one at a time by level, all of them by time
-    (`stream`)."""
+    """A VQ-VAE and its priors, ready to sample.
+
+    A level's prior is loaded when it is sampled. Priors that are small together (256 MiB; on a GPU a quarter of its
+    memory, if that is more) stay loaded. Larger ones are loaded one at a time in the order by level, and all at once in
+    that by time (`stream`).
+    """
 
     # Priors whose files hold no more together stay in memory, so that the next request finds them there.
     KEPT_BYTES = 1 << 28
@@ -189,16 +180,25 @@ class Jukebox:
             RunError: the run directory cannot be used.
         """
         sampling = self._prepare(params, codes)
+        # Raises for another `order` before a run is made.
         sampling.windows(order)
         run = self._create_run(sampling, run_dir, overwrite, output)
         return self._finish(sampling, run, order, progress)
 
     def continue_audio(
-        self, prompt: AudioLike, params: SamplingParams, sample_rate: int | None = None, **options: object
+        self,
+        prompt: AudioLike,
+        params: SamplingParams,
+        sample_rate: int | None = None,
+        **options: Unpack[SampleOptions],
     ) -> Result:
         """Go on from audio, to `params.seconds` in all; the prompt opens the result, as the VQ-VAE hears it.
 
-        prompt: a file, or an array [samples] or [items, samples] at `sample_rate`. `options` are those of `sample`.
+        prompt: a file, or an array [samples] or [items, samples] at `sample_rate`. The rest as in `sample`.
+
+        Raises:
+            AudioError (ValueError): the prompt cannot be read.
+            ValueError: it leaves nothing to sample; and what `sample` raises.
         """
         if params.seconds is None:
             raise ValueError("seconds is needed: the length of the result, prompt included")
@@ -208,13 +208,16 @@ class Jukebox:
                 f"the prompt, {samples.shape[1] / self.sample_rate:.2f} s, leaves nothing to sample in a result of "
                 f"{params.seconds:g} s: ask for more seconds, or cut the prompt"
             )
-        return self.sample(params, self.encode(samples), **options)  # pyright: ignore[reportArgumentType]
+        return self.sample(params, self.encode(samples), **options)
 
-    def upsample(self, codes: Sequence[CodesLike | None], params: SamplingParams, **options: object) -> Result:
+    def upsample(
+        self, codes: Sequence[CodesLike | None], params: SamplingParams, **options: Unpack[SampleOptions]
+    ) -> Result:
         """Sample the levels below the given ones.
 
         codes: per level, the finest first; None or empty for the levels to be sampled. `params.seconds` is at most, and
-        by default, what the coarsest given level covers. `options` are those of `sample`.
+        by default, what the coarsest given level covers. The rest as in `sample`. Raises ValueError where no level is
+        given, or it covers less than is asked for, and what `sample` raises.
         """
         known = self._known(codes)
         given = [level for level, tensor in enumerate(known) if tensor.shape[1]]
@@ -228,7 +231,7 @@ class Jukebox:
                 f"the level {given[-1]} codes cover {covered / self.sample_rate:.3f} s, not {params.seconds:g} s: "
                 "leave out the seconds, or let `sample` go on from these codes"
             )
-        return self.sample(params, known, **options)  # pyright: ignore[reportArgumentType]
+        return self.sample(params, known, **options)
 
     def stream(
         self,
@@ -242,8 +245,8 @@ class Jukebox:
     ) -> Generator[Tensor, None, None]:
         """Audio in chunks [items, samples], each as soon as its codes exist; joined they are `sample`'s audio.
 
-        All priors are in memory. Takes what `sample` takes. Where windows are sampled at the same time, that goes on
-        while the caller has a chunk.
+        All priors are in memory. Takes and raises what `sample` does; what is wrong with the request before the first
+        chunk is asked for. Where windows are sampled at the same time, that goes on while the caller has a chunk.
         """
         sampling = self._prepare(params, codes)
         run = self._create_run(sampling, run_dir, overwrite, output)
@@ -261,8 +264,7 @@ class Jukebox:
         have moved. `draft`: as for `from_pretrained`, whatever the run was begun with.
 
         Raises:
-            RunError: not a run, one that another process works on, or the model's weights are not those that it began
-                with.
+            RunError: no run, one that another process works on, or one that was begun with other weights.
             ValueError: the device or the decoder that it was begun with is not here.
         """
         run = Run.reopen(Path(run_dir))

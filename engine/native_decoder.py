@@ -91,8 +91,8 @@ class NativeDecoder:
         ]
 
     def use_threads(self, most: int) -> None:
-        """Let no more threads than `most` decode, or one, whichever is faster; a prompt may be divided where a step is
-        too short to be."""
+        """Decode with at most `most` threads. How many is found by trials, for steps and for prompts apart: a prompt
+        may be worth dividing where a step is not."""
         self.team, self.prompt_team = TeamSize(most), TeamSize(most)
 
     def twin(self, threads: int) -> NativeDecoder:

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from .sampler import PriorSource, Sampling
     from .windows import Window
 
-# Positions of a prompt that are taken in at once: as soon as the first number of codes is there; at the bottom level at
-# most the second.
+# Positions of a prompt that are taken in at once: PROMPT_PART as soon as so many codes exist, at the bottom level up to
+# LONGEST_PROMPT_PART.
 PROMPT_PART, LONGEST_PROMPT_PART = 64, 256
-# Positions that are sampled at once at first; then as many as take about so long: a stop waits for them. Above the
-# bottom level at most a few: who is nearer to the audio waits for them, too.
+# A window's first piece samples FIRST_PART positions. Later ones last about PART_SECONDS, since a stop waits for them;
+# above the bottom level they have at most UPPER_PART, since those nearer to the audio wait for them.
 FIRST_PART, PART_SECONDS, UPPER_PART = 16, 0.25, 32
 # Towards a window's end parts get smaller, down to this: the next window begins when the last one has been taken in.
 LAST_PART = 16
@@ -255,7 +255,7 @@ def run(
         size = min(size, max(GROUP_BATCH, math.ceil(params.batch_size / pairs)))
     batches = list(enumerate(replace(params, batch_size=size).batches))
     groups = min(len(batches), pairs)
-    # Of each decoder: fewer samples than that leave several for each window.
+    # Threads of each decoder: several, where there are too few groups for each thread to have a decoder.
     team = max(1, threads // (2 * groups))
     # For the caller's thread: codes sampled at a level, a window done, or what went wrong.
     events: SimpleQueue[tuple[int, int] | Window | BaseException] = SimpleQueue()

@@ -26,8 +26,9 @@ from .labels import Labels
 from .sampler import SamplingParams
 
 FORMAT = 1
-# Of the time that a save takes passes this much before the next.
-SAVE_SHARE = 20
+# A run is saved again only after this many times as long as the last save took: in a long run, where saves get longer,
+# they take a twentieth of the time at most.
+SAVES_APART = 20
 _OWN_FILES = {"codes.safetensors", ".codes.safetensors.new", ".request.json.new"}
 
 
@@ -143,9 +144,9 @@ class Run:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to save again: all codes are written each time, so in a long run not after each window, or
-        its writes would grow with the square of its length. Saving takes a twentieth of the time at most."""
-        return time.monotonic() - self._saved >= SAVE_SHARE * self._took
+        """Whether it is time to save again. Each save writes all codes: after every window, the writes of a long run
+        would grow with the square of its length."""
+        return time.monotonic() - self._saved >= SAVES_APART * self._took
 
     def acquire(self) -> None:
         """Keep others from working on this run until `release`, or until this process ends. Raises RunError where

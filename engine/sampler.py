@@ -8,7 +8,8 @@ import operator
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -141,6 +142,16 @@ class Progress(NamedTuple):
 
 
 ProgressCallback = Callable[[Progress], None]
+
+
+class SampleOptions(TypedDict, total=False):
+    """What `Jukebox.sample` takes by name."""
+
+    order: str
+    run_dir: str | Path | None
+    overwrite: bool
+    output: str | None
+    progress: ProgressCallback | None
 
 
 class PriorSource(Protocol):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 
 class Trials:
-    """Calls one of `counts`, numbers in order, by what each takes per step.
+    """Chooses which of `counts`, numbers in ascending order, the next call uses, by the seconds per step of each.
 
     The next smaller and the next larger number beside the best are tried by turns, again from time to time, and with
     `always_first` the first number as well. A single call tells little on a busy machine: what counts is the median of

@@ -1,6 +1,7 @@
 """The head of a decode step: logits of all codes from the last layer's result and the frame condition.
 
-One program computes BLOCK_N logits (see gemv). Products and sums are FP32. The weights are the token embedding.
+One program computes BLOCK_N logits (see gemv). Products and sums are FP32. The weights are the token embedding, or
+those of a head of its own.
 """
 
 from __future__ import annotations

@@ -23,8 +23,9 @@ def launch(
 ) -> Specialization | None:
     """Run `kernel` over `grid` with `constants` for its constexpr parameters, PDL aside, which is added here.
 
-    fp_fusion: products and sums may become one instruction. A rounding less harms nothing, but where it is left out
-        depends on the sizes of a program's blocks.
+    fp_fusion: whether the compiler may make a product and a sum one instruction. Where it does depends on the sizes of
+        a program's blocks, and so on the batch. Where an item's result must not depend on the batch this is off, and
+        tl.fma is written where fusion is meant.
 
     From sm_90 on the kernels run with programmatic dependent launch: a kernel starts while the one before it still
     runs, fetches what no kernel writes (its weights), and waits for that one's end before it touches anything else.

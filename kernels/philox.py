@@ -20,10 +20,10 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, i
     k0, k1 = key
     for _ in range(10):
         # The products wrap at 64 bits, which leaves both 32-bit halves right.
-        low_product, high_product = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0 = (high_product >> 32 & _MASK) ^ c1 ^ k0
-        c2 = (low_product >> 32 & _MASK) ^ c3 ^ k1
-        c1, c3 = high_product & _MASK, low_product & _MASK
+        product_0, product_2 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0 = (product_2 >> 32 & _MASK) ^ c1 ^ k0
+        c2 = (product_0 >> 32 & _MASK) ^ c3 ^ k1
+        c1, c3 = product_2 & _MASK, product_0 & _MASK
         k0, k1 = (k0 + _KEY_STEPS[0]) & _MASK, (k1 + _KEY_STEPS[1]) & _MASK
     return c0, c1, c2, c3
 

@@ -29,12 +29,12 @@ def philox4x32(c0, c1, c2, c3, k0, k1):
     k0 = k0.to(tl.uint64)
     k1 = k1.to(tl.uint64)
     for _ in tl.static_range(10):  # pyright: ignore[reportGeneralTypeIssues]
-        low = c0 * 0xD2511F53
-        high = c2 * 0xCD9E8D57
-        c0 = (high >> 32) ^ c1 ^ k0
-        c2 = (low >> 32) ^ c3 ^ k1
-        c1 = high & 0xFFFFFFFF
-        c3 = low & 0xFFFFFFFF
+        product_0 = c0 * 0xD2511F53
+        product_2 = c2 * 0xCD9E8D57
+        c0 = (product_2 >> 32) ^ c1 ^ k0
+        c2 = (product_0 >> 32) ^ c3 ^ k1
+        c1 = product_2 & 0xFFFFFFFF
+        c3 = product_0 & 0xFFFFFFFF
         k0 = (k0 + 0x9E3779B9) & 0xFFFFFFFF
         k1 = (k1 + 0xBB67AE85) & 0xFFFFFFFF
     return c0, c1, c2, c3

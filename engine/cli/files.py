@@ -151,6 +151,7 @@ def info(model: str | None) -> None:
     """Print versions, devices, decoders, formats, and what a model is made of."""
     import torch
 
+    from ...kernels.native_library import instruction_set
     from ..audio import FORMATS
     from ..decoder import BACKENDS
     from ..jukebox import MODELS
@@ -173,9 +174,8 @@ def info(model: str | None) -> None:
     for device in ("cpu", *cuda):
         for backend in BACKENDS:
             reason = backend.missing(torch.device(device), torch.float32)
-            rows.append(
-                (f"decoder {backend.name}", f"cannot run on {device}: {reason}" if reason else f"can run on {device}")
-            )
+            able = f"can run on {device}" + (f", with {instruction_set()}" if backend.native and not reason else "")
+            rows.append((f"decoder {backend.name}", f"cannot run on {device}: {reason}" if reason else able))
     rows.append(("formats", " ".join(suffix[1:] for suffix in FORMATS)))
     for name, folder in MODELS.items():
         rows.append((f"model {name}", str(folder) if (folder / "config.json").exists() else f"missing in {folder}"))

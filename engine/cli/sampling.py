@@ -140,7 +140,10 @@ def resume(
             ("wrote", ", ".join(map(str, files))),
             ("audio", _audio_text(result.audio.shape[0], result.audio.shape[1] / result.sample_rate)),
             ("wall", f"{wall:.2f} s since it was resumed"),
-            ("decoder", f"{request.backend} on {request.device} in {request.dtype}{_by_drafts(draft, request.params)}"),
+            (
+                "decoder",
+                _decoder_text(request.backend, request.device, request.dtype) + _by_drafts(draft, request.params),
+            ),
             ("seed", str(request.params.seed)),
             ("run", str(run)),
         ]
@@ -203,18 +206,23 @@ def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | Non
 
     samples = _length(params, jukebox)
     new = params.num_samples * (samples - (given.heard if given else 0)) / jukebox.sample_rate
-    dtype = str(jukebox.dtype).removeprefix("torch.")
+    decoder = _decoder_text(jukebox.backend.name, str(jukebox.device), str(jukebox.dtype).removeprefix("torch."))
     rows = [
         ("wrote", ", ".join(map(str, files)) or "stdout"),
         *([("given", given.text)] if given else []),
         *([("told", told(params.labels))] if any(prior.labels for prior in jukebox.config.priors) else []),
         ("audio", _audio_text(params.num_samples, samples / jukebox.sample_rate)),
         ("wall", f"{wall:.2f} s: {new / wall:.3g}x real time"),
-        ("decoder", f"{jukebox.backend.name} on {jukebox.device} in {dtype}{_by_drafts(settings.draft, params)}"),
+        ("decoder", decoder + _by_drafts(settings.draft, params)),
         ("seed", str(params.seed)),
         *([("run", str(run))] if run else []),
     ]
     report(rows, err=output is None)
+
+
+def _decoder_text(backend: str, device: str, dtype: str) -> str:
+    # Of native-int8 nothing that a step reads is in the prior's dtype.
+    return f"{backend} on {device}" + (f" in {dtype}" if backend != "native-int8" else "")
 
 
 def _by_drafts(draft: str | None, params: SamplingParams) -> str:

@@ -1,4 +1,4 @@
-// The C interface of the native decoder. Mirrored field by field in kernels/native.py.
+// The C interface of the native decoder. Mirrored field by field in kernels/native_library.py.
 // All pointers stay owned by the caller; FP32 unless said otherwise; row-major.
 #pragma once
 
@@ -9,7 +9,8 @@ extern "C" {
 #endif
 
 // y = x W + bias. W [in, out] is stored in panels of PANEL output columns: [out / PANEL][in][PANEL], zero-padded; int8 with
-// two inputs side by side: [out / PANEL][in / 2][PANEL][2]. x is then rounded to 16 bits, so that sums are whole numbers.
+// two inputs side by side: [out / PANEL][in / 2][PANEL][2]. x is then rounded to whole numbers
+// of at most 2^14 times a step, so that sums are exact.
 enum { PANEL = 16 };
 
 enum Stored { FP32 = 0, FP16 = 1, INT8 = 2 };

@@ -230,6 +230,8 @@ def test_info_names_versions_devices_decoders_and_the_model(ok):
     out = ok("info")
     for word in ("torch", "cpu", "decoder eager", "can run on cpu", "wav flac ogg", "3 layers of width 32", "F32"):
         assert word in out, out
+    native = re.search("^decoder native +(.*)$", out, re.M)[1]
+    assert re.fullmatch("can run on cpu, with (portable|avx.*)|cannot run on cpu: .+", native), native
 
 
 def test_plot_draws_two_panels(ok, fails):

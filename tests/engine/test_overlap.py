@@ -153,7 +153,7 @@ def test_no_thread_goes_on_once_a_run_cannot_be_saved(jukebox, tmp_path, monkeyp
         save(run, codes)
 
     monkeypatch.setattr(Run, "save", full)
-    monkeypatch.setattr(runs, "SAVE_SHARE", 0)
+    monkeypatch.setattr(runs, "SAVES_APART", 0)
     with pytest.raises(RunError) as raised:
         jukebox.sample(PARAMS, run_dir=tmp_path / "run")
     # While the error and its frames are still there.

@@ -21,7 +21,7 @@ def jukebox(tiny_model):
 def test_killed_after_any_number_of_windows_and_resumed_equals_undisturbed(jukebox, tmp_path, monkeypatch):
     saved, save = [], Run.save
     monkeypatch.setattr(Run, "save", lambda run, codes: (saved.append([c.clone() for c in codes]), save(run, codes))[1])
-    monkeypatch.setattr(runs, "SAVE_SHARE", 0)
+    monkeypatch.setattr(runs, "SAVES_APART", 0)
     expected = jukebox.sample(FEW, run_dir=tmp_path / "run")
     monkeypatch.undo()
     # What stands on disk before the first window, and after each one.
@@ -37,14 +37,14 @@ def test_saving_takes_a_small_part_of_the_time(jukebox, tmp_path, monkeypatch):
     saves, save = [], Run.save
     monkeypatch.setattr(Run, "save", lambda run, codes: (saves.append(codes), save(run, codes))[1])
     # Once at first, which took so long that it is due no more, and once at the end.
-    monkeypatch.setattr(runs, "SAVE_SHARE", 1e9)
+    monkeypatch.setattr(runs, "SAVES_APART", 1e9)
     expected = jukebox.sample(FEW, run_dir=tmp_path / "run")
     assert len(saves) == 2
     assert all(torch.equal(a, b) for a, b in zip(Run.open(tmp_path / "run").load(), expected.codes, strict=True))
 
 
 def test_what_was_sampled_is_saved_however_a_request_ends(jukebox, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "SAVE_SHARE", 1e9)
+    monkeypatch.setattr(runs, "SAVES_APART", 1e9)
     expected = jukebox.sample(FEW)
 
     def interrupted(progress):

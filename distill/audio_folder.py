@@ -15,12 +15,13 @@ import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from ..engine.audio import BLOCK, AudioError, read_audio
+from ..engine.audio import BLOCK, STOPS_EARLY, AudioError, read_audio, stops_early
 
 LABELS_FILE = "labels.csv"
 # The share of a folder's songs that is held out where nothing else is asked for.
@@ -167,9 +168,12 @@ def unmatched_labels(labels: Collection[str], files: Collection[str]) -> tuple[s
     return tuple(sorted(set(labels) - {label_key(path) for path in files}))
 
 
-def held_out_songs(paths: Collection[str], held_out: float | int, seed: int) -> set[str]:
-    """The songs to measure on: so many (int), or such a share (float), with the lowest hashes of (seed, path). Of two
-    songs or more, at least one is held out and at least one is not; a single song is for training.
+def held_out_songs(
+    paths: Collection[str], held_out: float | int, seed: int, first: Collection[str] | None = None
+) -> set[str]:
+    """The songs to measure on: so many (int), or such a share (float), with the lowest hashes of (seed, path), of
+    `first` before others. Of two songs or more, at least one is held out and at least one is not; a single song is for
+    training.
 
     Raises:
         ValueError: `held_out` is negative, or leaves nothing to train on.
@@ -182,13 +186,18 @@ def held_out_songs(paths: Collection[str], held_out: float | int, seed: int) -> 
     count = round(held_out * len(paths)) if is_share else int(held_out)
     if not is_share and count >= len(paths):
         raise ValueError(f"{held_out} held-out songs of {len(paths)} leave nothing to train on")
-    ranked = sorted(paths, key=lambda path: hashlib.sha256(f"{seed} ".encode() + path.encode()).digest())
+
+    def rank(path: str) -> tuple[bool, bytes]:
+        return first is not None and path not in first, hashlib.sha256(f"{seed} ".encode() + path.encode()).digest()
+
+    ranked = sorted(paths, key=rank)
     return set(ranked[: min(max(1, count), len(paths) - 1)])
 
 
-def scan(folder: Path, held_out: float | int, seed: int, decode: bool = True) -> Scan:
+def scan(folder: Path, held_out: float | int, seed: int, shortest: float = 0.0, decode: bool = True) -> Scan:
     """All songs of a folder, split by song (`held_out_songs`), and what was left out.
 
+    shortest: seconds of a song that can be measured on; shorter ones are held out only where there are no others.
     decode: decode every file from beginning to end, which alone finds all damage. Without it, headers and last samples
     are looked at: enough for files that were cut short. A wav that was cut short counts as what is there of it.
 
@@ -201,12 +210,13 @@ def scan(folder: Path, held_out: float | int, seed: int, decode: bool = True) ->
     skipped: list[Skipped] = []
     for path, size in tqdm(files.items(), desc="scan", unit="file", disable=None):
         try:
-            if size < 0:
-                raise AudioError("no regular file")
+            if size <= 0:
+                raise AudioError("is empty" if size == 0 else "no regular file")
             found[path] = _probe(folder / path, decode)
         except AudioError as error:
             skipped.append(Skipped(path, str(error)))
-    held = held_out_songs(found, held_out, seed)
+    long = {path for path, (frames, rate, _) in found.items() if frames >= shortest * rate}
+    held = held_out_songs(found, held_out, seed, long)
     songs = []
     for path, (frames, rate, channels) in found.items():
         split = "held_out" if path in held else "train"
@@ -214,18 +224,31 @@ def scan(folder: Path, held_out: float | int, seed: int, decode: bool = True) ->
     return Scan(folder, tuple(songs), tuple(skipped), ignored, unmatched_labels(labels, files))
 
 
+def is_length_guessed(file: BinaryIO) -> bool:
+    """Whether an MP3 lacks the header that says how long it is, as encoders of one pass leave it out."""
+    start = os.pread(file.fileno(), 10, 0)
+    # Behind a tag, whose size has seven bits a byte.
+    size = sum((byte & 127) << shift for byte, shift in zip(start[6:], (21, 14, 7, 0), strict=False))
+    frame = os.pread(file.fileno(), 256, 10 + size if start.startswith(b"ID3") else 0)
+    return not any(name in frame for name in (b"Xing", b"Info", b"VBRI"))
+
+
 def _probe(path: Path, decode: bool) -> tuple[int, int, int]:
     """Frames, rate and channels. Raises AudioError: the reason why the file cannot be used, without its name."""
     import soundfile
 
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        # The name is written to the store's manifest.
+        str(path).encode()
+        with path.open("rb") as raw, soundfile.SoundFile(raw.fileno(), closefd=False) as file:
             frames = 0 if decode else file.seek(max(0, file.frames - TAIL))
             while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
                 frames += len(block)
                 if not np.isfinite(block).all():
                     raise AudioError("holds NaN or infinite samples")
-            if frames != file.frames:
+            if stops_early(file, raw):
+                raise AudioError(STOPS_EARLY)
+            if frames != file.frames and not (file.format == "MP3" and is_length_guessed(raw)):
                 raise AudioError(f"ends after {frames} of {file.frames} samples")
             if not frames:
                 raise AudioError("holds no samples")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
@@ -41,7 +43,7 @@ def card(work: Work) -> str:
             " A teacher grows: a shallow network\nlearns first, then layers that do nothing at first are put between "
             "its own, and all of them learn."
         )
-    about, data, commands, licence = _corpus_texts(work) if work.heard_corpus else _audio_texts(work)
+    about, data, commands, licence = _corpus_texts(work) if _is_of_the_corpus(work) else _audio_texts(work)
     return f"""# {work.preset_name.capitalize()} stack: model card
 
 {about}
@@ -68,6 +70,20 @@ A code that could be anything would cost {vqvae.codebook_size.bit_length() - 1} 
 """
 
 
+def _is_of_the_corpus(work: Work) -> bool:
+    """Whether the codes, or the VQ-VAE as long as there are none, are of the corpus."""
+    names = [f"song-{index:04d}.flac" for index in range(work.preset.corpus.songs)]
+    return work.corpus.exists() and (not work.has_codes or [song.path for song in work.codes().songs] == names)
+
+
+def _options(work: Work) -> str:
+    """Of every command that made the stack."""
+    words = ["--preset", work.preset_name, "--seed", str(work.seed)]
+    for name, value in work.changed_settings.items():
+        words += ["--set", f"{name}={json.dumps(value)}"]
+    return shlex.join(words)
+
+
 def _corpus_texts(work: Work) -> tuple[str, str, str, str]:
     """What the stack is, its data, commands and licence, where all is the corpus."""
     corpus, rate = work.preset.corpus, work.preset.config.vqvae.sample_rate
@@ -77,27 +93,29 @@ def _corpus_texts(work: Work) -> tuple[str, str, str, str]:
         "recorded music.",
         f"{corpus.songs} songs of {corpus.seconds:g} s from `distill/corpus.py`, seed {work.seed}, {rate} Hz,\n"
         f"  mono; {corpus.held_out} of them are held out, and every figure of a prior is measured on those.",
-        f"`fastjukebox-train stack --work WORK --preset {work.preset_name} --seed {work.seed}`, then\n"
-        "  `fastjukebox-train export` for each system.",
+        f"`fastjukebox-train stack --work WORK {_options(work)}`, then\n  `fastjukebox-train export` for each system.",
         "MIT, as the repository; the data is generated, so no other licence applies.",
     )
 
 
 def _audio_texts(work: Work) -> tuple[str, str, str, str]:
     """The same of a user's own audio."""
+    held_out = ""
     data = f"a folder of audio, {work.preset.config.vqvae.sample_rate} Hz, mono; it is not encoded yet."
     if work.has_codes:
         store = work.codes()
-        minutes, held_out = sum(song.seconds for song in store.songs) / 60, len(store.indices("held_out"))
+        minutes, count = sum(song.seconds for song in store.songs) / 60, len(store.indices("held_out"))
+        held_out = f" --held-out {store.held_out:g}"
         data = (
             f"{len(store.songs)} songs of a folder of audio, {minutes:.1f} minutes, taken as {store.sample_rate} Hz "
-            f"mono;\n  {held_out} of them are held out, and every figure of a prior is measured on those."
+            f"mono;\n  {count} of them are held out, and every figure of a prior is measured on those."
         )
     return (
         "Three-level stacks trained by Fast Jukebox on a folder of audio.",
         data,
-        f"`fastjukebox-train vqvae`, `encode`, `prior` and `distill` with `--preset {work.preset_name} --seed "
-        f"{work.seed}`, then\n  `fastjukebox-train export` for each system.",
+        f"`fastjukebox-train vqvae --audio FOLDER{held_out}`, `encode` likewise, `prior` and `distill`, each with\n"
+        f"  `{_options(work)}`, then\n"
+        "  `fastjukebox-train export` for each system.",
         "that of the audio decides; Fast Jukebox knows nothing about it.",
     )
 

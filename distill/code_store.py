@@ -36,6 +36,7 @@ def write_store(
     vqvae: VQVAE,
     held_out: float | int,
     seed: int,
+    shortest: float = 0.0,
     levels: Sequence[int] | None = None,
     shard_codes: int = 1 << 24,
     decode: bool = True,
@@ -44,7 +45,8 @@ def write_store(
     """Encode all songs of `folder` at `levels` (by default all) into `store`, or go on where an earlier call stopped; a
     complete store is opened. One song at a time is in memory. Labels are those of the last call.
 
-    held_out, seed, decode: as for `audio_folder.scan`. shard_codes: the most codes of a shard, but for a longer song.
+    held_out, seed, shortest, decode: as for `audio_folder.scan`. shard_codes: the most codes of a shard, but for a
+        longer song.
     progress: called with the songs done and their number after each; by default there is a bar on a terminal.
 
     Raises:
@@ -61,6 +63,7 @@ def write_store(
         "vqvae_fingerprint": fingerprint(vqvae),
         "seed": seed,
         "held_out": held_out,
+        "shortest": shortest,
         "levels": chosen,
         "shard_codes": shard_codes,
         "sample_rate": config.sample_rate,
@@ -91,7 +94,7 @@ def _plan(folder: Path, store: Path, settings: dict[str, Any], decode: bool) -> 
     """What lies where: the part of the manifest that depends on the audio."""
     if store.exists() and any(not entry.name.endswith(".part") for entry in store.iterdir()):
         raise StoreError(f"{store} is not empty and holds no code store; choose another folder")
-    found = scan(folder, settings["held_out"], settings["seed"], decode)
+    found = scan(folder, settings["held_out"], settings["seed"], settings["shortest"], decode)
     if not found.songs:
         raise StoreError(f"there is no song to encode:\n{found.report()}")
     sizes, _ = list_files(folder)
@@ -114,7 +117,8 @@ def _plan(folder: Path, store: Path, settings: dict[str, Any], decode: bool) -> 
 
 def _check_same(store: Path, plan: dict[str, Any], settings: dict[str, Any]) -> None:
     for name, value in settings.items():
-        if plan[name] != value:
+        # Stores of earlier versions lack what came later, and keep their split.
+        if plan.get(name, value) != value:
             raise StoreError(
                 f"{store} was written with {name} {plan[name]}, not {value}; write to another folder, or remove it"
             )
@@ -232,7 +236,7 @@ class CodeStore:
     """The codes that `write_store` wrote, memory-mapped.
 
     `songs` and `skipped` files as found, `levels` that are stored, `samples_per_code` of every level, `sample_rate` in
-    Hz, `codebook_size`, `fingerprint` of the VQ-VAE.
+    Hz, `codebook_size`, `fingerprint` of the VQ-VAE, `held_out` as asked for.
 
     Raises:
         StoreError: there is no store at `path`, or none that is complete.
@@ -251,6 +255,7 @@ class CodeStore:
         self.samples_per_code: tuple[int, ...] = tuple(manifest["samples_per_code"])
         self.sample_rate: int = manifest["sample_rate"]
         self.codebook_size: int = manifest["codebook_size"]
+        self.held_out: float | int = manifest["held_out"]
         self.fingerprint: str = manifest["vqvae_fingerprint"]
         self._places = [{int(level): place for level, place in song["codes"].items()} for song in manifest["songs"]]
         self._shards: dict[tuple[int, int], np.ndarray] = {}

@@ -22,11 +22,12 @@ from .audio_folder import HELD_OUT
 from .dry_run import describe
 from .parallel import device_name, own_device, processes
 from .pipeline import is_done, run_all, stages
+from .preset_file import DEFAULT_PRESET, begun_with
 from .presets import PRESETS
 from .settings import changed
 from .systems import ALL, SERVED, SYSTEMS
 from .trainer import TrainingStopped
-from .work import DEFAULT_PRESET, NotTrained, Work, begun_with
+from .work import NotTrained, Work
 
 ABLATIONS = "Levels at which all seven systems are trained; elsewhere the teacher and both students."
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -121,8 +122,9 @@ def chosen_audio(work: Work, audio: Path | None, held_out: float | None) -> tupl
         return audio, HELD_OUT if held_out is None else held_out
     if held_out is not None:
         raise click.UsageError("--held-out is a share of --audio; of the corpus a fixed number is held out")
-    if not work.corpus.exists():
-        raise NotTrained(f"{work.corpus} is not there: give --audio FOLDER, or run `fastjukebox-train corpus` first")
+    if not work.has_corpus:
+        state = "not complete" if work.corpus.exists() else "not there"
+        raise NotTrained(f"{work.corpus} is {state}: give --audio FOLDER, or run `fastjukebox-train corpus` first")
     return work.corpus, work.preset.corpus.held_out
 
 
@@ -157,9 +159,11 @@ def vqvae(audio: Path | None, held_out: float | None, levels: tuple[int, ...], d
             if dry_run:
                 tell(work, "vqvae", level)
                 continue
-            if not work.is_done("vqvae", level):
-                work.train_vqvae(level, *chosen_audio(work, audio, held_out))
-            work.say(f"vqvae level {level}: {json.dumps(work.figures('vqvae', level))}")
+            figures = work.figures("vqvae", level)
+            # One that is done must have heard the audio that is named.
+            if figures is None or audio is not None or held_out is not None:
+                figures = work.train_vqvae(level, *chosen_audio(work, audio, held_out))
+            work.say(f"vqvae level {level}: {json.dumps(figures)}")
 
 
 @train.command()

@@ -50,6 +50,7 @@ def compare(prior: Prior, teacher: Prior | None, codes: Tensor, upper: Tensor | 
 
 def evaluate(work: Work, name: str, level: int, per_song: int = 4) -> dict[str, Any]:
     """The figures of one system's prior at one level on `per_song` windows of each held-out song."""
+    work.check_songs(name, level)
     prior = work.prior(name, level)
     teacher = work.prior(TEACHER, level) if name != TEACHER and work.is_done(TEACHER, level) else None
     codes, upper = work.windows(level).measured(per_song)

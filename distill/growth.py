@@ -12,9 +12,24 @@ from typing import cast
 
 import torch
 
+from ..engine.config import PriorConfig
 from ..engine.prior import Prior
 from ..engine.transformer import TransformerLayer
 from .student import layer_groups
+
+
+def check_growth(config: PriorConfig, depth: int) -> None:
+    """Raises ValueError where a prior of `config` cannot be `deepened` to so many layers."""
+    _groups(config, depth)
+
+
+def _groups(config: PriorConfig, depth: int) -> tuple[tuple[int, ...], ...]:
+    deep = dataclasses.replace(config, depth=depth)
+    groups = layer_groups(deep.layer_patterns, config.layer_patterns)
+    last = [group[-1] for group in groups]
+    if last != sorted(last):
+        raise ValueError(f"{config.depth} layers do not grow to {depth}: their order would change; a multiple does")
+    return groups
 
 
 @torch.no_grad()
@@ -27,16 +42,11 @@ def deepened(prior: Prior, depth: int) -> Prior:
     Raises:
         ValueError: `depth` is less than the prior's, or no multiple that keeps the order of its layers.
     """
+    groups = _groups(prior.config, depth)
     deep = Prior(dataclasses.replace(prior.config, depth=depth)).to(prior.device, prior.dtype)
     for name, tensor in deep.named_parameters():
         if not name.startswith("layers."):
             tensor.copy_(prior.get_parameter(name))
-    groups = layer_groups(deep.config.layer_patterns, prior.config.layer_patterns)
-    last = [group[-1] for group in groups]
-    if last != sorted(last):
-        raise ValueError(
-            f"{prior.config.depth} layers do not grow to {depth}: their order would change; a multiple does"
-        )
     for shallow, group in zip(prior.layers, groups, strict=True):
         for index in group:
             layer = cast("TransformerLayer", copy.deepcopy(shallow))

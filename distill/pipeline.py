@@ -79,7 +79,7 @@ def stages(work: Work, systems: Mapping[int, tuple[str, ...]]) -> dict[Stage, tu
 
 def is_done(work: Work, stage: Stage) -> bool:
     if stage.name == "corpus":
-        return (work.corpus / "labels.csv").exists()
+        return work.has_corpus
     if stage.name == "codes":
         return work.has_codes
     assert stage.level is not None

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from ..engine import config as models
 from ..engine.config import ConditionerConfig, JukeboxConfig, PriorConfig, VQVAEConfig
 from ..engine.config_json import Config
+from .growth import check_growth
+from .losses import RESOLUTIONS
 from .objectives import Computing, Distillation
 from .prior import PriorTraining
+from .settings import at_least
 from .systems import DRAFTS, TEACHER, System
 from .vqvae import VQVAETraining
 
@@ -22,6 +25,10 @@ class Corpus:
     songs: int
     seconds: float
     held_out: int
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "songs")
+        at_least(self, 0, "held_out")
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,9 @@ class Epochs:
     # Of a draft's second stage; None: as a student's. Few layers have more to learn, both stages at the full rate.
     draft: float | None = None
 
+    def __post_init__(self) -> None:
+        at_least(self, 0.0, *(field.name for field in dataclasses.fields(self)))
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -61,6 +71,34 @@ class Preset:
     depths: Mapping[int, int] = field(default_factory=dict)
     # Layers of the network that teachers grow from (growth.py), where epochs are given for it.
     shallow_depth: int = 18
+
+    @property
+    def longest_window(self) -> float:
+        """Seconds of audio that a window of any level stands for at most."""
+        vqvae = self.config.vqvae
+        codes = {prior.level: prior.context_len for prior in self.config.priors}
+        return max(count * vqvae.samples_per_code(level) for level, count in codes.items()) / vqvae.sample_rate
+
+    def check(self) -> None:
+        """Raises ValueError where settings do not go together, in the names of `--set`."""
+        longest = max(resolution.n_fft for resolution in RESOLUTIONS)
+        unit = self.config.vqvae.samples_per_code(self.config.vqvae.levels - 1)
+        if self.crop < longest or self.crop % unit:
+            raise ValueError(f"crop must be a multiple of {unit}, {longest} or more; not {self.crop}")
+        for level, training in enumerate(self.vqvae):
+            if training.quantize_from >= training.steps:
+                raise ValueError(
+                    f"vqvae.{level}.quantize_from {training.quantize_from} must be below vqvae.{level}.steps "
+                    f"{training.steps}: before it there is no codebook"
+                )
+        teacher = self.depths.get(72, 72)
+        for level, epochs in enumerate(self.epochs):
+            if epochs.shallow:
+                prior = self.config.priors[level]
+                try:
+                    check_growth(dataclasses.replace(prior, depth=self.shallow_depth), teacher)
+                except ValueError as error:
+                    raise ValueError(f"shallow_depth: {error}") from None
 
     def prior_config(self, system: System, level: int) -> PriorConfig:
         depth = self.depths.get(system.layers, system.layers)

@@ -25,7 +25,7 @@ from .muon import Muon
 from .objectives import Computing, Objective, WithTeacher
 from .parallel import Processes
 from .run_folder import STATE, read_state, unfit
-from .settings import plain
+from .settings import above, at_least, below, plain
 from .trainer import Budget, Progress, train
 
 
@@ -49,9 +49,10 @@ class PriorTraining:
     computing: Computing = field(default_factory=Computing)
 
     def __post_init__(self) -> None:
-        for size in (self.batch, self.micro_batch):
-            if size is not None and size < 1:
-                raise ValueError(f"batch and micro_batch must be 1 or more; not {size}")
+        at_least(self, 1, "batch", "micro_batch", "logged_windows", "measured_windows")
+        at_least(self, 0.0, "warm_up", "weight_decay", "average_decay")
+        above(self, 0.0, "learning_rate", "matrix_learning_rate")
+        below(self, 1.0, "average_decay")
 
     def slower(self, factor: float) -> PriorTraining:
         """The same with learning rates times `factor`."""
@@ -216,6 +217,7 @@ def train_prior(
             "optimizer": type(optimizer).__name__,
             "prior": plain(settings),
             "config": plain(prior.config),
+            "codes": windows.songs,
             "distillation": plain(objective.settings) if isinstance(objective, WithTeacher) else None,
         },
     )

@@ -13,7 +13,7 @@ import math
 import types
 import typing
 from collections import abc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 Settings = TypeVar("Settings")
@@ -147,3 +147,25 @@ def refuse_other(held: Mapping[str, Any], other: Mapping[str, Any], owner: objec
             f"{owner} was begun with {name} {json.dumps(ours)}, not {json.dumps(theirs)}: go on with the same, "
             f"or {or_else}"
         )
+
+
+def at_least(settings: Any, limit: float, *names: str) -> None:
+    """Raises ValueError where one of these numbers is less; None is nothing to say."""
+    _checked(settings, names, lambda value: value >= limit, f"{limit:g} or more")
+
+
+def above(settings: Any, limit: float, *names: str) -> None:
+    """Raises ValueError where one of these numbers is not more."""
+    _checked(settings, names, lambda value: value > limit, f"above {limit:g}")
+
+
+def below(settings: Any, limit: float, *names: str) -> None:
+    """Raises ValueError where one of these numbers is not less."""
+    _checked(settings, names, lambda value: value < limit, f"below {limit:g}")
+
+
+def _checked(settings: Any, names: Iterable[str], holds: Callable[[float], bool], wanted: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not holds(value):
+            raise ValueError(f"{name} must be {wanted}; not {value}")

@@ -21,7 +21,7 @@ from . import losses
 from .audio_crops import AudioCrops
 from .parallel import Processes
 from .run_folder import STATE, read_state, unfit
-from .settings import plain
+from .settings import above, at_least, below, plain
 from .trainer import Budget, train
 
 
@@ -43,6 +43,12 @@ class VQVAETraining:
     # Before this step the decoder sees the latents themselves; the batch of this step initializes the codebook. Codes
     # taken from an untrained encoder are all alike, and most would be dead a hundred steps later.
     quantize_from: int = 100
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps", "batch")
+        at_least(self, 0.0, "commitment", "waveform", "spectral", "log_spectral", "codebook_decay", "quantize_from")
+        above(self, 0.0, "learning_rate")
+        below(self, 1.0, "codebook_decay")
 
 
 class CodebookAverage:

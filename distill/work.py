@@ -33,38 +33,17 @@ from .corpus import write_corpus
 from .growth import deepened
 from .objectives import LayerMatching, NextCode, Objective, SoftTargets
 from .parallel import Processes
+from .preset_file import PRESET, settings_of
 from .presets import PRESETS, Preset
 from .prior import PriorTraining, load_averaged, train_prior
 from .run_folder import FIGURES, check_same, not_written, read_figures, read_json, record, write_figures, write_json
-from .settings import differences, parsed, plain, refuse_other
+from .settings import differences, plain, refuse_other
 from .student import new_student, share_embeddings
 from .systems import TEACHER, UPSAMPLERS, System, system
+from .trainer import RUN
 from .vqvae import load_level, train_level
 
-PRESET, AUDIO = "preset.json", "audio.json"
-# Of a new folder, where none is asked for.
-DEFAULT_PRESET = "demo"
-
-
-def begun_with(folder: Path) -> tuple[str, int]:
-    """The preset and seed of a work folder; of a new one, those that are taken where none is asked for.
-
-    Raises:
-        ValueError: its preset.json is damaged, or of another version.
-    """
-    found = read_json(folder / PRESET) or {"preset": DEFAULT_PRESET, "seed": 0}
-    if not isinstance(found.get("preset"), str) or not isinstance(found.get("seed"), int):
-        raise ValueError(f"{folder / PRESET} names no preset and seed; choose another folder")
-    return found["preset"], found["seed"]
-
-
-def settings_of(folder: Path) -> Preset | None:
-    """The settings of a work folder, where others than those of its preset were set. Raises ValueError."""
-    found = (read_json(folder / PRESET) or {}).get("settings")
-    try:
-        return None if found is None else parsed(Preset, found, "")
-    except ValueError as error:
-        raise ValueError(f"{folder / PRESET}: {error}; choose another folder") from None
+AUDIO = "audio.json"
 
 
 class NotTrained(ValueError):
@@ -76,7 +55,8 @@ class Work:
     """The runs of one preset and seed in `folder`, on `device`, by these `processes`.
 
     Raises:
-        ValueError: the folder belongs to another preset or seed, or its runs to other settings.
+        ValueError: the folder belongs to another preset or seed, its runs to other settings, or the settings cannot be
+            (`Preset.check`).
     """
 
     folder: Path
@@ -97,6 +77,7 @@ class Work:
             self.settings = held
         elif (self.folder / PRESET).exists():
             self._check_settings(held or PRESETS[self.preset_name])
+        self.preset.check()
 
     def _check_settings(self, held: Preset) -> None:
         """Refuse others than are `held`, unless nothing was made with those."""
@@ -145,6 +126,11 @@ class Work:
     def corpus(self) -> Path:
         return self.folder / "corpus"
 
+    @property
+    def has_corpus(self) -> bool:
+        """Whether all of it is there: labels are written last."""
+        return (self.corpus / "labels.csv").exists()
+
     def run_folder(self, name: str, level: int) -> Path:
         """Where "vqvae" or a system keeps its run of a level."""
         return self.folder / name / f"level_{level}"
@@ -169,29 +155,37 @@ class Work:
         return self.corpus
 
     def train_vqvae(self, level: int, audio: Path, held_out: float | int | None = None) -> dict[str, Any]:
-        """Train one level on a folder of audio; what is held out of it as for `scan`, by default as of the corpus.
+        """Train one level on a folder of audio, unless that is done; what is held out of it as for `scan`, by default
+        as of the corpus. The figures.
 
         Raises:
             ValueError: the run was begun with other songs.
         """
-        self.claim()
         preset, config = self.preset, self.preset.config.vqvae
-        songs = self._scan(audio, preset.corpus.held_out if held_out is None else held_out)
-        crops = AudioCrops(songs, preset.crop, config.sample_rate, self.seed)
-        folder = self.run_folder("vqvae", level)
-        self._record(folder / AUDIO, {"audio": songs.identity(config.sample_rate)})
+        folder, heard = self.run_folder("vqvae", level), self._heard(audio, held_out)
+        if self.is_done("vqvae", level):
+            check_same(folder / AUDIO, heard)
+            return self.figures("vqvae", level) or {}
+        self.claim()
+        crops = AudioCrops(self._scan(audio, held_out), preset.crop, config.sample_rate, self.seed)
+        self._record(folder / AUDIO, heard)
         if self.processes.sharded:
             self.say("vqvae: small enough to be whole in every process, so not sharded")
         group = dataclasses.replace(self.processes, sharded=False)
         figures = train_level(folder, config, level, crops, preset.vqvae[level], self.seed, self.device, group)
         return self._finish(folder, figures)
 
-    def _scan(self, audio: Path, held_out: float | int) -> Scan:
+    def _scan(self, audio: Path, held_out: float | int | None) -> Scan:
         """What a folder holds; looked at and told once."""
+        held_out = self.preset.corpus.held_out if held_out is None else held_out
         if (audio, held_out) not in self._scans:
-            self._scans[audio, held_out] = scan(audio, held_out, self.seed)
+            self._scans[audio, held_out] = scan(audio, held_out, self.seed, self.preset.longest_window)
             self.say(self._scans[audio, held_out].report())
         return self._scans[audio, held_out]
+
+    def _heard(self, audio: Path, held_out: float | int | None) -> dict[str, Any]:
+        """What a level's audio.json says of what it hears."""
+        return {"audio": self._scan(audio, held_out).identity(self.preset.config.vqvae.sample_rate)}
 
     def vqvae(self, levels: Sequence[int]) -> VQVAE:
         """The trained levels; the others are as initialized. Raises NotTrained."""
@@ -207,7 +201,7 @@ class Work:
         vqvae = self.vqvae(self.levels)
         if self.processes.is_first:
             held_out = self.preset.corpus.held_out if held_out is None else held_out
-            write_store(audio, self.folder / "codes", vqvae, held_out, self.seed)
+            write_store(audio, self.folder / "codes", vqvae, held_out, self.seed, self.preset.longest_window)
         self.processes.wait()
         store = self.codes()
         self.say(store.report())
@@ -231,14 +225,6 @@ class Work:
             raise NotTrained(f"{self.folder} holds no codes yet: run `fastjukebox-train encode` first")
         return CodeStore(self.folder / "codes")
 
-    @property
-    def heard_corpus(self) -> bool:
-        """Whether the codes, or the VQ-VAE as long as there are none, are of the corpus."""
-        names = [f"song-{index:04d}.flac" for index in range(self.preset.corpus.songs)]
-        if self.has_codes:
-            return self.corpus.exists() and [song.path for song in self.codes().songs] == names
-        return self.corpus.exists()
-
     def windows(self, level: int) -> CodeWindows:
         """Training windows of one level."""
         config = self.preset.config.priors[level]
@@ -250,6 +236,8 @@ class Work:
         recipe, preset = system(name), self.preset
         self._check(*((need, level) for need in recipe.needs))
         self._check_codes()
+        for need in recipe.needs:
+            self.check_songs(need, level)
         self.claim()
         windows = self.windows(level)
         self.say(windows.report())
@@ -379,6 +367,18 @@ class Work:
             raise StoreError(
                 f"{self.folder / 'codes'} holds codes of another VQ-VAE than {self.folder / 'vqvae'}: move that away, "
                 "run `fastjukebox-train encode` again, and train what was trained on them anew"
+            )
+
+    def check_songs(self, name: str, level: int) -> None:
+        """Raises StoreError where a system was trained on the codes of other songs, or with others of them held out,
+        than those that are there."""
+        folder, found = self.run_folder(name, level), self.codes().identity()
+        # Runs of earlier versions do not say.
+        trained_on = (read_json(folder / RUN) or {}).get("codes", found)
+        if trained_on != found:
+            raise StoreError(
+                f"{folder} was trained on {trained_on}, and {self.folder / 'codes'} are of {found}: what is held out "
+                "may be what it was trained on. Encode the same songs again, or move it away to train it anew"
             )
 
     def _check(self, *runs: tuple[str, int]) -> None:

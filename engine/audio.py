@@ -11,11 +11,14 @@ import os
 import struct
 import tempfile
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from soundfile import SoundFile
 
 AudioLike: TypeAlias = str | Path | np.ndarray | Tensor
 FORMATS = (".wav", ".flac", ".ogg")
@@ -25,8 +28,21 @@ RATES = (1000, 1_000_000)
 BLOCK = 1 << 16
 
 
+# What is to be said of such a file, after its name.
+STOPS_EARLY = (
+    "is an MP3 of varying bit rate that does not say how long it is, and would be cut short; this mends it: "
+    "ffmpeg -i OLD.mp3 -c copy NEW.mp3"
+)
+
+
 class AudioError(ValueError):
     """Audio that cannot be read, used or written; the message says why and what to do."""
+
+
+def stops_early(sound: SoundFile, file: BinaryIO) -> bool:
+    """Whether much of `file` is left where `sound`, which reads from it, has come to its end: libsndfile guesses the
+    length of an MP3 without a header for that by its first frames."""
+    return sound.format == "MP3" and file.tell() < 0.9 * os.fstat(file.fileno()).st_size
 
 
 def read_audio(source: AudioLike, sample_rate: int, source_rate: int | None = None) -> Tensor:
@@ -46,8 +62,10 @@ def read_audio(source: AudioLike, sample_rate: int, source_rate: int | None = No
         name = str(source)
         try:
             # By the file, whatever its name is made of.
-            with open(source, "rb") as file:
-                samples, source_rate = soundfile.read(file, dtype="float32", always_2d=True)
+            with open(source, "rb") as file, soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+                samples, source_rate = sound.read(dtype="float32", always_2d=True), sound.samplerate
+                if stops_early(sound, file):
+                    raise AudioError(f"{name} {STOPS_EARLY}")
         # A TypeError where the ending names a format without a header.
         except (soundfile.LibsndfileError, OSError, TypeError) as error:
             reason = "no such file" if not Path(source).exists() else str(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -78,6 +79,8 @@ class ProgressBar:
         from tqdm import tqdm
 
         self.started = False
+        # Else tqdm makes a lock for several processes, of which Python 3.14 warns when a stop ends this one at once.
+        tqdm.set_lock(threading.RLock())
         self.bar = tqdm(
             disable=quiet or not sys.stderr.isatty(),
             file=sys.stderr,

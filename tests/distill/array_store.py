@@ -20,6 +20,7 @@ def array_store(songs, held_out, ratio=4):
         samples_per_code=(8, 8 * ratio),
         sample_rate=8,
         levels=(0, 1),
+        identity=lambda: f"{len(songs)} songs",
         indices=lambda split: [index for index, song in enumerate(entries) if song.split == split],
     )
 

@@ -18,7 +18,7 @@ from .decoder import choose_backend
 from .prior import Prior
 from .result import Result
 from .runs import Request, Run, RunError
-from .sampler import CodesLike, ProgressCallback, Sampling, SamplingParams, as_codes
+from .sampler import CodesLike, ProgressCallback, Sampling, SamplingParams, as_codes, whole_number
 from .speculative_decoder import check_drafts, with_drafts
 from .threads import usable_threads
 from .vqvae import fingerprint
@@ -100,10 +100,10 @@ class Jukebox:
             raise ValueError(f"device {str(device)!r} cannot be used: {reason}") from None
         if dtype is None:
             dtype = torch.float32 if device.type == "cpu" else torch.float16
-        if isinstance(dtype, str):
-            if dtype not in DTYPES:
-                raise ValueError(f"dtype must be {', '.join(DTYPES)}, not {dtype!r}")
-            dtype = DTYPES[dtype]
+        name = _dtype_name(dtype) if isinstance(dtype, torch.dtype) else dtype
+        if name not in DTYPES:
+            raise ValueError(f"dtype must be {', '.join(DTYPES)}, not {name!r}")
+        dtype = DTYPES[name]
         drafts = None if draft is None else cls(_model_folder(draft), device, dtype, backend)
         return cls(_model_folder(path_or_name), device, dtype, backend, drafts)
 
@@ -147,8 +147,8 @@ class Jukebox:
         """Audio, FP32 [items, samples], of codes [items, n] or [n] of a level. Raises ValueError on what is no codes,
         and on a level or codes out of range."""
         size, levels = self.config.vqvae.codebook_size, self.config.vqvae.levels
-        if not 0 <= level < levels:
-            raise ValueError(f"level {level} does not exist; the model has levels 0 to {levels - 1}")
+        if whole_number(level) not in range(levels):
+            raise ValueError(f"level {level!r} does not exist; the model has levels 0 to {levels - 1}")
         known = as_codes(codes, level)
         if not known.numel() or not 0 <= int(known.min()) <= int(known.max()) < size:
             raise ValueError(f"codes must be [items, n], n > 0, with values 0 to {size - 1}; got {tuple(known.shape)}")

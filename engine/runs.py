@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .labels import Labels
 from .sampler import SamplingParams
+from .stopping import resume_command
 
 FORMAT = 1
 # A run is saved again only after this many times as long as the last save took: in a long run, where saves get longer,
@@ -70,7 +71,7 @@ class Run:
         text = json.dumps(dataclasses.asdict(request), indent=2) + "\n"
         if (folder / "request.json").exists() and not overwrite:
             raise RunError(
-                f"{folder} holds a run already; go on with `fastjukebox resume {folder}`, "
+                f"{folder} holds a run already; go on with `{resume_command(folder)}`, "
                 "or remove it, or choose another directory"
             )
         try:
@@ -137,7 +138,7 @@ class Run:
         except (OSError, SafetensorError) as error:
             raise RunError(
                 f"cannot save to {self.folder}: {_reason(error)}; what was saved before is valid: mend that and run "
-                f"`fastjukebox resume {self.folder}`"
+                f"`{resume_command(self.folder)}`"
             ) from None
         self._saved = time.monotonic()
         self._took = self._saved - began

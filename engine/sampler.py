@@ -30,8 +30,20 @@ CodesLike: TypeAlias = Tensor | np.ndarray | Sequence[int] | Sequence[Sequence[i
 MIN_TEMPERATURE = 1e-6
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+def whole_number(value: object) -> int | None:
+    """A whole number of Python, NumPy or PyTorch; None of anything else."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        return None
+
+
+def _number(value: object) -> float:
+    """A number of any kind that FP64 can hold; NaN of anything else."""
+    try:
+        return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 @dataclass(frozen=True)
@@ -65,10 +77,11 @@ class SamplingParams:
         if self.labels is not None and not isinstance(self.labels, Labels):
             raise ValueError(f"labels must be Labels(artist=..., genre=..., ...), not {self.labels!r}")
         if self.seconds is not None:
-            if not _is_number(self.seconds) or not 0 < self.seconds <= MAX_SECONDS:
-                raise ValueError(f"seconds must be above 0 and at most {MAX_SECONDS}, not {self.seconds!r}")
             # NumPy's numbers and fractions too, which JSON does not take.
-            object.__setattr__(self, "seconds", float(self.seconds))
+            seconds = _number(self.seconds)
+            if not 0 < seconds <= MAX_SECONDS:
+                raise ValueError(f"seconds must be above 0 and at most {MAX_SECONDS}, not {self.seconds!r}")
+            object.__setattr__(self, "seconds", seconds)
         for name, low, high in (
             ("seed", 0, 2**64 - 1),
             ("num_samples", 1, 2**20),
@@ -77,8 +90,7 @@ class SamplingParams:
             ("level", 0, 2**10),
         ):
             value = getattr(self, name)
-            # NumPy's whole numbers too, which JSON does not take.
-            whole = None if isinstance(value, bool) or not hasattr(value, "__index__") else operator.index(value)
+            whole = whole_number(value)
             if whole is None or not low <= whole <= high:
                 raise ValueError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
             object.__setattr__(self, name, whole)
@@ -91,13 +103,15 @@ class SamplingParams:
             value: Any = getattr(self, name)
             if name == "hop_fraction" and self.hop_fraction is None:
                 continue
-            number: Callable[[Any], float] = int if name == "top_k" else float
             several = isinstance(value, (tuple, list))
             given: list[Any] = list(value) if several else [value]
-            for one in given:
-                if not _is_number(one) or not valid(one):
+            found = list(map(_number, given))
+            for one, number in zip(given, found, strict=True):
+                if not valid(number):
                     raise ValueError(f"{name} must be {rule}, not {one!r}")
-            object.__setattr__(self, name, tuple(map(number, given)) if several else number(value))
+            if name == "top_k":
+                found = list(map(int, found))
+            object.__setattr__(self, name, tuple(found) if several else found[0])
 
     @property
     def batches(self) -> list[range]:

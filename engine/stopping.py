@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 Handler = Callable[[int, "FrameType | None"], None]
@@ -29,6 +31,13 @@ class Stopped(Exception):
     def __init__(self, interrupt: KeyboardInterrupt, hint: str = "") -> None:
         super().__init__((str(interrupt) or WORDS[signal.SIGINT]) + hint)
         self.exit_code = interrupt.exit_code if isinstance(interrupt, Interrupted) else 130
+
+
+def resume_command(folder: Path) -> str:
+    """What goes on with the run in `folder`, for a shell."""
+    path = str(folder)
+    # A dash would begin an option.
+    return f"fastjukebox resume {shlex.quote(f'./{path}' if path.startswith('-') else path)}"
 
 
 def end_at_once(hint: Callable[[], str] = lambda: "", name: str = "fastjukebox: ") -> None:

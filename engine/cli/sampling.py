@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..stopping import Stopped, end_at_once
+from ..stopping import Stopped, end_at_once, resume_command
 from .labels import as_in, given_labels, told
 from .options import DRAFT_OPTION, PATH, REPORT_OPTIONS, Settings, sampling_options, shared_help, with_options
 from .terminal import Command, ProgressBar, check_model, load_model, new_file, report
@@ -232,7 +231,7 @@ def _by_drafts(draft: str | None, params: SamplingParams) -> str:
 
 
 def _go_on(run: Path | None) -> str:
-    return f"; go on with: fastjukebox resume {shlex.quote(str(run))}" if run else ""
+    return f"; go on with: {resume_command(run)}" if run else ""
 
 
 def _made(run: Path) -> tuple[int, int] | None:
@@ -264,12 +263,12 @@ def _check_output(out: str, settings: Settings, items: int) -> tuple[Path | None
         raise ValueError(f"{output}: --stream writes .wav only")
     if run and (run / "request.json").exists() and not settings.overwrite:
         raise ValueError(
-            f"{run} holds a run already: go on with `fastjukebox resume {shlex.quote(str(run))}`, "
+            f"{run} holds a run already: go on with `{resume_command(run)}`, "
             "replace it with --overwrite, or give another OUT or --run"
         )
     for path in output_files(output, items) if output else ():
-        if run and run.resolve() == path.resolve():
-            raise ValueError(f"--run {run} is the file to be written: give the run's folder another name")
+        if run and path.resolve() in (run.resolve(), *run.resolve().parents):
+            raise ValueError(f"--run {run} would be where {path} is to be written: give the run's folder another name")
         new_file(path, settings.overwrite)
     return output, run
 
@@ -323,7 +322,7 @@ def _streamed(
             except OSError as error:
                 # What Python holds back of it would fail once more where the file is closed.
                 file.raw.close()
-                saved = f"; the codes so far are saved: `fastjukebox resume {shlex.quote(str(run))}`" if run else ""
+                saved = f"; the codes so far are saved: `{resume_command(run)}`" if run else ""
                 saved += " --output FILE" if run and not output else ""
                 raise ValueError(f"cannot write to {output or 'stdout'}: {error.strerror}{saved}") from None
 
@@ -342,7 +341,7 @@ def _codes_are_safe(run: Path | None) -> Iterator[None]:
     except ValueError as error:
         if not run:
             raise
-        hint = f"all codes are saved: mend that and run `fastjukebox resume {shlex.quote(str(run))}`"
+        hint = f"all codes are saved: mend that and run `{resume_command(run)}`"
         raise ValueError(f"{error}; {hint}") from None
     except KeyboardInterrupt as interrupt:
         raise Stopped(interrupt, _go_on(run)) from None

@@ -102,7 +102,8 @@ def test_a_run_takes_no_place_of_other_things(fails):
     Path("mine/notes.txt").write_text("mine")
     for more in ((), ("--overwrite",)):
         assert "mine holds other files and no run" in fails("sample", "a.wav", "--run", "mine", *more)
-        assert "--run a.wav is the file to be written" in fails("sample", "a.wav", "--run", "./a.wav", *more)
+        for run in ("./a.wav", "a.wav/run"):
+            assert "would be where a.wav is to be written" in fails("sample", "a.wav", "--run", run, *more)
 
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
@@ -189,6 +190,24 @@ def test_upsample_of_a_run_that_was_stopped_covers_what_there_is(ok, fails):
     assert "audio    0.03 s" in out and len(read("b.wav")) == 9 * 128
     assert torch.equal(runs.Run.open(Path("b.run")).load()[2], stopped.load()[2])
     assert "covers 0.026 s, not 0.05 s" in fails("upsample", "a.run", "c.wav", "--level", 1, "--seconds", 0.05)
+
+
+def test_levels_have_the_same_pieces(ok, fails):
+    runs.save_codes(Path("mixed.safetensors"), [torch.ones(count, 64, dtype=torch.long) for count in (1, 3, 1)])
+    for name, *options in (("upsample", "--level", 1), ("decode",), ("continue", "--seconds", 1)):
+        told = fails(name, "mixed.safetensors", "a.wav", *options)
+        assert "different numbers of pieces: 1 at level 0, 3 at level 1, 1 at level 2" in told
+    # Of levels that hold nothing no number matters.
+    runs.save_codes(Path("two.safetensors"), [torch.ones(n, c, dtype=torch.long) for n, c in ((1, 0), (5, 0), (2, 9))])
+    ok("upsample", "two.safetensors", "a.wav", "--level", 1)
+    assert Path("a-1.wav").exists() and not Path("a-2.wav").exists()
+
+
+def test_the_way_on_is_one_for_a_shell(ok, fails):
+    short = ("--seconds", 0.03, "--level", 2, "--run=-a b.run")
+    ok("sample", "a.wav", *short)
+    assert "`fastjukebox resume './-a b.run'`" in fails("sample", "b.wav", *short)
+    ok("resume", "./-a b.run")
 
 
 def test_a_prompt_is_as_long_as_its_finest_level(ok, fails):

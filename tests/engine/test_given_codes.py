@@ -45,6 +45,12 @@ def test_other_things_are_one_error(jukebox, given):
             call()
 
 
+@pytest.mark.parametrize("level", ["1", 1.0, True, 3, -1, None])
+def test_other_levels_are_one_error(jukebox, level):
+    with pytest.raises(ValueError, match=r"level .* does not exist; the model has levels 0 to 2"):
+        jukebox.decode(CODES, level)
+
+
 def test_one_tensor_is_not_taken_for_a_list_of_levels(jukebox):
     with pytest.raises(ValueError, match="a list of 3 levels, the finest first"):
         jukebox.upsample(CODES.expand(3, -1), PARAMS)

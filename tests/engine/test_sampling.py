@@ -334,6 +334,9 @@ def test_progress_counts_every_code_once(jukebox):
         ({"temperature": np.ones(3)}, "temperature must be at least"),
         # Not the same as to leave them out.
         ({"temperature": None}, "temperature must be at least"),
+        ({"temperature": 10**400}, "temperature must be at least"),
+        ({"seed": torch.tensor(5.5)}, "seed must be a whole number"),
+        ({"seed": np.array([1, 2])}, "seed must be a whole number"),
         ({"top_k": None}, "top_k must be a whole number"),
         ({"top_p": None}, "top_p must be above 0"),
         ({"top_p": (0.9, None, 0.9)}, "top_p must be above 0"),
@@ -370,6 +373,8 @@ def test_sampling_needs_a_prior_for_every_level(jukebox):
 def test_backends_and_devices_that_cannot_run_are_named(tiny_model):
     with pytest.raises(ValueError, match=r"backend must be auto, .*eager"):
         Jukebox.from_pretrained(tiny_model, backend="quantum")
+    with pytest.raises(ValueError, match="dtype must be float32, float16, bfloat16, not 'float64'"):
+        Jukebox.from_pretrained(tiny_model, dtype=torch.float64)
     with pytest.raises(ValueError, match="dtype must be float32"):
         Jukebox.from_pretrained(tiny_model, dtype="float8")
     with pytest.raises(ValueError, match="device 'nowhere' cannot be used"):

@@ -275,7 +275,7 @@ _PAPER_TOP = PriorConfig(level=2, width=2048, depth=72, heads=2, context_len=614
 _UPSAMPLER_1 = dataclasses.replace(_UPSAMPLER, level=1, conditioner=ConditionerConfig(scale_residual=True))
 
 _UPSAMPLERS = {"upsampler-0": _UPSAMPLER, "upsampler-1": _UPSAMPLER_1}
-_FACTORED = (Pattern.ROW, Pattern.COLUMN, Pattern.PREVIOUS_ROW)
+FACTORED = (Pattern.ROW, Pattern.COLUMN, Pattern.PREVIOUS_ROW)
 _LABELS = LabelConfig(artists=4111, genres=120, genre_slots=5)
 _TOP_5B = PriorConfig(
     level=2,
@@ -290,7 +290,7 @@ _TOP_5B = PriorConfig(
 _TOP_5B_LYRICS = dataclasses.replace(
     _TOP_5B,
     depth=79,
-    pattern_cycle=3 * _FACTORED + 7 * (3 * _FACTORED + (Pattern.CROSS,)),
+    pattern_cycle=3 * FACTORED + 7 * (3 * FACTORED + (Pattern.CROSS,)),
     labels=dataclasses.replace(_LABELS, time_bins=128, min_seconds=23.8),
     lyrics=LyricConfig(
         80, 512, PriorConfig(2, width=1280, depth=18, heads=4, context_len=512, num_rows=32, codebook_size=80)
@@ -298,7 +298,7 @@ _TOP_5B_LYRICS = dataclasses.replace(
 )
 # One layer in sixteen attends to the lyrics, two times of three, or to everything.
 LYRICS_IN_SEQUENCE = tuple(
-    (Pattern.LYRICS, Pattern.LYRICS, Pattern.DENSE)[layer % 3] if layer % 16 == 15 else _FACTORED[layer % 3]
+    (Pattern.LYRICS, Pattern.LYRICS, Pattern.DENSE)[layer % 3] if layer % 16 == 15 else FACTORED[layer % 3]
     for layer in range(48)
 )
 _TOP_1B_LYRICS = PriorConfig(

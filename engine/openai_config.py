@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .checkpoint import CheckpointError
 from .config import (
+    FACTORED,
     LYRICS_IN_SEQUENCE,
     PRESETS,
     ConditionerConfig,
@@ -30,17 +31,16 @@ from .patterns import Pattern
 
 Part = TypeVar("Part", VQVAEConfig, PriorConfig)
 
-_FACTORED = (Pattern.ROW, Pattern.COLUMN, Pattern.PREVIOUS_ROW)
 # `attn_order` and the patterns it repeats. The others attend to summaries of rows.
 _PATTERN_CYCLES = {
     0: (Pattern.DENSE,),
     1: (Pattern.ROW, Pattern.COLUMN),
-    2: _FACTORED,
-    6: (*_FACTORED, Pattern.CROSS),
-    7: (*5 * _FACTORED, Pattern.CROSS),
-    8: (*3 * _FACTORED, Pattern.CROSS),
-    9: (*_FACTORED, Pattern.DENSE),
-    10: 3 * _FACTORED + 7 * (*3 * _FACTORED, Pattern.CROSS),
+    2: FACTORED,
+    6: (*FACTORED, Pattern.CROSS),
+    7: (*5 * FACTORED, Pattern.CROSS),
+    8: (*3 * FACTORED, Pattern.CROSS),
+    9: (*FACTORED, Pattern.DENSE),
+    10: 3 * FACTORED + 7 * (*3 * FACTORED, Pattern.CROSS),
     11: tuple(Pattern.CROSS if p is Pattern.LYRICS else p for p in LYRICS_IN_SEQUENCE),
     12: LYRICS_IN_SEQUENCE,
 }

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from . import hf_files
 from .checkpoint import (
+    CONFIG_FILE,
     VQVAE_FILE,
     CheckpointError,
     names_file,
@@ -141,7 +142,7 @@ def convert(
         raise CheckpointError(f"{out}: priors of level {given} are given; a stack needs every level from 0 up")
     if spare := sorted(set(map(str, presets)) - set(map(str, readers))):
         raise CheckpointError(f"{out}: a preset for {', '.join(spare)}, but no such file")
-    if (out / "config.json").exists():
+    if (out / CONFIG_FILE).exists():
         raise CheckpointError(f"{out}: already holds a checkpoint; name another folder, or delete this one first")
     if names and not names.is_dir():
         raise CheckpointError(f"{names}: is no folder with lists of artists and genres")

@@ -152,6 +152,7 @@ def info(model: str | None) -> None:
     import torch
 
     from ...kernels.native_library import instruction_set
+    from .. import checkpoint
     from ..audio import FORMATS
     from ..decoder import BACKENDS
     from ..jukebox import MODELS
@@ -178,7 +179,9 @@ def info(model: str | None) -> None:
             rows.append((f"decoder {backend.name}", f"cannot run on {device}: {reason}" if reason else able))
     rows.append(("formats", " ".join(suffix[1:] for suffix in FORMATS)))
     for name, folder in MODELS.items():
-        rows.append((f"model {name}", str(folder) if (folder / "config.json").exists() else f"missing in {folder}"))
+        rows.append(
+            (f"model {name}", str(folder) if (folder / checkpoint.CONFIG_FILE).exists() else f"missing in {folder}")
+        )
     report(rows)
     if model:
         click.echo()

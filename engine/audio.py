@@ -137,7 +137,9 @@ def write_audio(path: str | Path, samples: Tensor, sample_rate: int) -> list[Pat
     path = check_output(path)
     paths = output_files(path, len(samples))
     for item_path, item in zip(paths, samples, strict=True):
-        temporary = item_path.with_name(f".{item_path.stem}.part{item_path.suffix}")
+        # A link stays one, to the new file.
+        target = item_path.resolve()
+        temporary = target.with_name(f".{target.stem}.part{target.suffix}")
         try:
             content = io.BytesIO()
             with soundfile.SoundFile(content, "w", sample_rate, 1, format=path.suffix[1:].upper()) as file:
@@ -146,7 +148,7 @@ def write_audio(path: str | Path, samples: Tensor, sample_rate: int) -> list[Pat
                     file.write(_clipped(block))
             # Not by libsndfile, which calls a full disk "System error".
             temporary.write_bytes(content.getbuffer())
-            os.replace(temporary, item_path)
+            os.replace(temporary, target)
         except (soundfile.LibsndfileError, OSError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise AudioError(f"cannot write {item_path}: {reason}") from None

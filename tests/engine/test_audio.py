@@ -109,3 +109,14 @@ def test_what_a_stream_writes_is_what_a_file_holds(tmp_path):
     write_audio(tmp_path / "whole.wav", samples[None], RATE)
     parts = b"".join(wav_samples(part) for part in samples.split(999))
     assert (tmp_path / "whole.wav").read_bytes() == wav_header(len(samples), RATE) + parts
+
+
+def test_a_link_is_written_through(tmp_path):
+    (tmp_path / "disk").mkdir()
+    for name in ("a.wav", "b.flac"):
+        (tmp_path / name).symlink_to(tmp_path / "disk" / f"of {name}")
+        # Once where nothing is yet, once over what is there.
+        for samples in (torch.zeros(1, 100), torch.zeros(1, 200)):
+            assert write_audio(tmp_path / name, samples, 44100) == [tmp_path / name]
+        assert (tmp_path / name).is_symlink() and len(soundfile.read(tmp_path / "disk" / f"of {name}")[0]) == 200
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["of a.wav", "of b.flac"]

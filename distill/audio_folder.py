@@ -6,6 +6,7 @@ the reason.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -15,13 +16,12 @@ import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from ..engine.audio import BLOCK, STOPS_EARLY, AudioError, read_audio, stops_early
+from ..engine.audio import BLOCK, STOPS_EARLY, AudioError, is_length_guessed, read_audio, stops_early
 
 LABELS_FILE = "labels.csv"
 # The share of a folder's songs that is held out where nothing else is asked for.
@@ -186,12 +186,13 @@ def held_out_songs(
     count = round(held_out * len(paths)) if is_share else int(held_out)
     if not is_share and count >= len(paths):
         raise ValueError(f"{held_out} held-out songs of {len(paths)} leave nothing to train on")
-
-    def rank(path: str) -> tuple[bool, bytes]:
-        return first is not None and path not in first, hashlib.sha256(f"{seed} ".encode() + path.encode()).digest()
-
-    ranked = sorted(paths, key=rank)
-    return set(ranked[: min(max(1, count), len(paths) - 1)])
+    ranked = sorted(paths, key=lambda path: hashlib.sha256(f"{seed} ".encode() + path.encode()).digest())
+    count = min(max(1, count), len(paths) - 1)
+    preferred = ranked if first is None else [path for path in ranked if path in first]
+    # One of them is left to train on.
+    held = preferred[: max(0, min(count, len(preferred) - 1))]
+    others = [path for path in ranked if path not in preferred] + preferred[len(held) :]
+    return {*held, *others[: count - len(held)]}
 
 
 def scan(folder: Path, held_out: float | int, seed: int, shortest: float = 0.0, decode: bool = True) -> Scan:
@@ -224,31 +225,26 @@ def scan(folder: Path, held_out: float | int, seed: int, shortest: float = 0.0, 
     return Scan(folder, tuple(songs), tuple(skipped), ignored, unmatched_labels(labels, files))
 
 
-def is_length_guessed(file: BinaryIO) -> bool:
-    """Whether an MP3 lacks the header that says how long it is, as encoders of one pass leave it out."""
-    start = os.pread(file.fileno(), 10, 0)
-    # Behind a tag, whose size has seven bits a byte.
-    size = sum((byte & 127) << shift for byte, shift in zip(start[6:], (21, 14, 7, 0), strict=False))
-    frame = os.pread(file.fileno(), 256, 10 + size if start.startswith(b"ID3") else 0)
-    return not any(name in frame for name in (b"Xing", b"Info", b"VBRI"))
-
-
 def _probe(path: Path, decode: bool) -> tuple[int, int, int]:
     """Frames, rate and channels. Raises AudioError: the reason why the file cannot be used, without its name."""
     import soundfile
 
     try:
-        # The name is written to the store's manifest.
-        str(path).encode()
-        with path.open("rb") as raw, soundfile.SoundFile(raw.fileno(), closefd=False) as file:
+        with contextlib.ExitStack() as opened:
+            file = opened.enter_context(soundfile.SoundFile(str(path)))
+            raw = None
+            if file.format == "MP3":
+                # By a file that tells how far it was read.
+                raw = opened.enter_context(path.open("rb"))
+                file = opened.enter_context(soundfile.SoundFile(raw))
             frames = 0 if decode else file.seek(max(0, file.frames - TAIL))
             while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
                 frames += len(block)
                 if not np.isfinite(block).all():
                     raise AudioError("holds NaN or infinite samples")
-            if stops_early(file, raw):
+            if raw and stops_early(file, raw):
                 raise AudioError(STOPS_EARLY)
-            if frames != file.frames and not (file.format == "MP3" and is_length_guessed(raw)):
+            if frames != file.frames and not (raw and decode and is_length_guessed(file, raw)):
                 raise AudioError(f"ends after {frames} of {file.frames} samples")
             if not frames:
                 raise AudioError("holds no samples")

@@ -13,7 +13,7 @@ from .growth import check_growth
 from .losses import RESOLUTIONS
 from .objectives import Computing, Distillation
 from .prior import PriorTraining
-from .settings import at_least
+from .settings import above, at_least
 from .systems import DRAFTS, TEACHER, System
 from .vqvae import VQVAETraining
 
@@ -51,7 +51,8 @@ class Epochs:
     draft: float | None = None
 
     def __post_init__(self) -> None:
-        at_least(self, 0.0, *(field.name for field in dataclasses.fields(self)))
+        at_least(self, 0.0, "teacher", "layers", "prediction", "shallow", "plain", "draft")
+        above(self, 0.0, "grown_rate", "copied_rate", "prediction_rate")
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,10 @@ class Preset:
 
     def check(self) -> None:
         """Raises ValueError where settings do not go together, in the names of `--set`."""
-        longest = max(resolution.n_fft for resolution in RESOLUTIONS)
+        half = max(resolution.n_fft for resolution in RESOLUTIONS) // 2
         unit = self.config.vqvae.samples_per_code(self.config.vqvae.levels - 1)
-        if self.crop < longest or self.crop % unit:
-            raise ValueError(f"crop must be a multiple of {unit}, {longest} or more; not {self.crop}")
+        if self.crop <= half or self.crop % unit:
+            raise ValueError(f"crop must be a multiple of {unit}, above {half}; not {self.crop}")
         for level, training in enumerate(self.vqvae):
             if training.quantize_from >= training.steps:
                 raise ValueError(

@@ -55,8 +55,7 @@ class Work:
     """The runs of one preset and seed in `folder`, on `device`, by these `processes`.
 
     Raises:
-        ValueError: the folder belongs to another preset or seed, its runs to other settings, or the settings cannot be
-            (`Preset.check`).
+        ValueError: the folder is of another preset or seed, its runs of other settings, or settings cannot be.
     """
 
     folder: Path
@@ -75,9 +74,10 @@ class Work:
         held = settings_of(self.folder)
         if self.settings is None:
             self.settings = held
-        elif (self.folder / PRESET).exists():
+            return
+        self.settings.check()
+        if (self.folder / PRESET).exists():
             self._check_settings(held or PRESETS[self.preset_name])
-        self.preset.check()
 
     def _check_settings(self, held: Preset) -> None:
         """Refuse others than are `held`, unless nothing was made with those."""
@@ -156,11 +156,7 @@ class Work:
 
     def train_vqvae(self, level: int, audio: Path, held_out: float | int | None = None) -> dict[str, Any]:
         """Train one level on a folder of audio, unless that is done; what is held out of it as for `scan`, by default
-        as of the corpus. The figures.
-
-        Raises:
-            ValueError: the run was begun with other songs.
-        """
+        as of the corpus. The figures. Raises ValueError where the run was begun with other songs."""
         preset, config = self.preset, self.preset.config.vqvae
         folder, heard = self.run_folder("vqvae", level), self._heard(audio, held_out)
         if self.is_done("vqvae", level):
@@ -179,13 +175,20 @@ class Work:
         """What a folder holds; looked at and told once."""
         held_out = self.preset.corpus.held_out if held_out is None else held_out
         if (audio, held_out) not in self._scans:
-            self._scans[audio, held_out] = scan(audio, held_out, self.seed, self.preset.longest_window)
+            self._scans[audio, held_out] = scan(audio, held_out, self.seed, self._shortest)
             self.say(self._scans[audio, held_out].report())
         return self._scans[audio, held_out]
 
     def _heard(self, audio: Path, held_out: float | int | None) -> dict[str, Any]:
         """What a level's audio.json says of what it hears."""
-        return {"audio": self._scan(audio, held_out).identity(self.preset.config.vqvae.sample_rate)}
+        heard = {"audio": self._scan(audio, held_out).identity(self.preset.config.vqvae.sample_rate)}
+        return heard | ({"shortest": self._shortest} if self._shortest else {})
+
+    @property
+    def _shortest(self) -> float:
+        """Seconds of a song that is held out before shorter ones. In folders of earlier versions none are."""
+        begun = [read_json(path) or {} for path in self.folder.glob(f"vqvae/level_*/{AUDIO}")]
+        return self.preset.longest_window if all("shortest" in heard for heard in begun) else 0.0
 
     def vqvae(self, levels: Sequence[int]) -> VQVAE:
         """The trained levels; the others are as initialized. Raises NotTrained."""
@@ -201,7 +204,7 @@ class Work:
         vqvae = self.vqvae(self.levels)
         if self.processes.is_first:
             held_out = self.preset.corpus.held_out if held_out is None else held_out
-            write_store(audio, self.folder / "codes", vqvae, held_out, self.seed, self.preset.longest_window)
+            write_store(audio, self.folder / "codes", vqvae, held_out, self.seed, self._shortest)
         self.processes.wait()
         store = self.codes()
         self.say(store.report())
@@ -370,8 +373,7 @@ class Work:
             )
 
     def check_songs(self, name: str, level: int) -> None:
-        """Raises StoreError where a system was trained on the codes of other songs, or with others of them held out,
-        than those that are there."""
+        """Raises StoreError where a system has learned codes of other songs, or of others held out, than are there."""
         folder, found = self.run_folder(name, level), self.codes().identity()
         # Runs of earlier versions do not say.
         trained_on = (read_json(folder / RUN) or {}).get("codes", found)

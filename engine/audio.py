@@ -28,6 +28,8 @@ RATES = (1000, 1_000_000)
 BLOCK = 1 << 16
 
 
+# Bytes of a short file that may be left.
+MOST_LEFT = 1 << 14
 # What is to be said of such a file, after its name.
 STOPS_EARLY = (
     "is an MP3 of varying bit rate that does not say how long it is, and would be cut short; this mends it: "
@@ -39,10 +41,24 @@ class AudioError(ValueError):
     """Audio that cannot be read, used or written; the message says why and what to do."""
 
 
+def is_length_guessed(sound: SoundFile, file: BinaryIO) -> bool:
+    """Whether `sound`, which reads from `file`, is an MP3 without the header that says how long it is, as encoders of
+    one pass leave it out. libsndfile guesses its length by the first frames."""
+    if sound.format != "MP3":
+        return False
+    start = os.pread(file.fileno(), 10, 0)
+    # Behind a tag, whose size has seven bits a byte.
+    size = sum((byte & 127) << shift for byte, shift in zip(start[6:], (21, 14, 7, 0), strict=False))
+    frame = os.pread(file.fileno(), 256, 10 + size if start.startswith(b"ID3") else 0)
+    return not any(name in frame for name in (b"Xing", b"Info", b"VBRI"))
+
+
 def stops_early(sound: SoundFile, file: BinaryIO) -> bool:
-    """Whether much of `file` is left where `sound`, which reads from it, has come to its end: libsndfile guesses the
-    length of an MP3 without a header for that by its first frames."""
-    return sound.format == "MP3" and file.tell() < 0.9 * os.fstat(file.fileno()).st_size
+    """Whether much of `file` is left where `sound`, whose length was guessed, has come to its end."""
+    if not is_length_guessed(sound, file):
+        return False
+    size = os.fstat(file.fileno()).st_size
+    return size - file.tell() > max(MOST_LEFT, size // 10)
 
 
 def read_audio(source: AudioLike, sample_rate: int, source_rate: int | None = None) -> Tensor:
@@ -62,10 +78,13 @@ def read_audio(source: AudioLike, sample_rate: int, source_rate: int | None = No
         name = str(source)
         try:
             # By the file, whatever its name is made of.
-            with open(source, "rb") as file, soundfile.SoundFile(file.fileno(), closefd=False) as sound:
-                samples, source_rate = sound.read(dtype="float32", always_2d=True), sound.samplerate
-                if stops_early(sound, file):
-                    raise AudioError(f"{name} {STOPS_EARLY}")
+            with open(source, "rb") as file:
+                if not file.seekable():
+                    raise AudioError(f"cannot read audio from {name}: it is a pipe; write it to a file first")
+                with soundfile.SoundFile(file) as sound:
+                    samples, source_rate = sound.read(dtype="float32", always_2d=True), sound.samplerate
+                    if stops_early(sound, file):
+                        raise AudioError(f"{name} {STOPS_EARLY}")
         # A TypeError where the ending names a format without a header.
         except (soundfile.LibsndfileError, OSError, TypeError) as error:
             reason = "no such file" if not Path(source).exists() else str(error)
@@ -110,13 +129,20 @@ def check_output(path: str | Path) -> Path:
 
 def check_folder(path: Path) -> None:
     """Raises AudioError where `path`'s folder does not exist or takes no new file."""
-    if not path.parent.is_dir():
-        raise AudioError(f"{path}: the folder {path.parent} does not exist")
+    folder = written_at(path).parent
+    if not folder.is_dir():
+        raise AudioError(f"{path}: the folder {folder} does not exist")
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise AudioError(f"{path}: the folder {path.parent} cannot be written to: {error.strerror}") from None
+        raise AudioError(f"{path}: the folder {folder} cannot be written to: {error.strerror}") from None
+
+
+def written_at(path: Path) -> Path:
+    """`path`, or where it leads if it is a link to a file or to nothing yet: such a link stays one."""
+    target = path.resolve() if path.is_symlink() else path
+    return target if target.is_file() or not target.exists() else path
 
 
 def output_files(path: str | Path, items: int) -> list[Path]:
@@ -137,8 +163,7 @@ def write_audio(path: str | Path, samples: Tensor, sample_rate: int) -> list[Pat
     path = check_output(path)
     paths = output_files(path, len(samples))
     for item_path, item in zip(paths, samples, strict=True):
-        # A link stays one, to the new file.
-        target = item_path.resolve()
+        target = written_at(item_path)
         temporary = target.with_name(f".{target.stem}.part{target.suffix}")
         try:
             content = io.BytesIO()

@@ -121,8 +121,12 @@ class Run:
         """`open` and `acquire`, to go on with the run."""
         run = cls.open(folder)
         run.acquire()
-        # Until then another process may have replaced it.
-        run.request = cls.open(folder).request
+        try:
+            # Until then another process may have replaced it.
+            run.request = cls.open(folder).request
+        except BaseException:
+            run.release()
+            raise
         return run
 
     def load(self, vqvae: str | None = None) -> list[Tensor]:

@@ -46,6 +46,18 @@ def test_of_a_constant_bit_rate_all_is_read(tmp_path):
     assert np.allclose(part, read(tmp_path, found.songs[0], RATE)[4 * RATE : 5 * RATE], atol=1e-5)
 
 
+def test_much_that_is_no_sound_may_follow(tmp_path):
+    path = encoded(tmp_path / "a.mp3", "CONSTANT")
+    path.write_bytes(path.read_bytes() + b"APETAGEX" + bytes(200_000))
+    assert scan(tmp_path, 0, 0).songs[0].frames == RATE * SECONDS == read_audio(path, RATE).shape[1]
+
+
+def test_a_short_one_is_read(tmp_path):
+    with soundfile.SoundFile(tmp_path / "a.mp3", "w", RATE, 1, format="MP3", bitrate_mode="VARIABLE") as file:
+        file.write(np.full(500, 0.1))
+    assert scan(tmp_path, 0, 0).songs[0].frames == read_audio(tmp_path / "a.mp3", RATE).shape[1] == 500
+
+
 def test_a_tag_before_the_sound_is_passed_over(tmp_path):
     path = encoded(tmp_path / "a.mp3", "CONSTANT")
     tag = b"ID3\x04\x00\x00" + bytes((0, 0, 2000 >> 7, 2000 & 127)) + bytes(2000)

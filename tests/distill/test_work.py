@@ -12,7 +12,7 @@ from fastjukebox.distill.card import card
 from fastjukebox.distill.code_store import CodeStore
 from fastjukebox.distill.commands import train
 from fastjukebox.distill.presets import PRESETS
-from fastjukebox.distill.settings import changed
+from fastjukebox.distill.settings import changed, plain
 from fastjukebox.distill.work import Work
 
 
@@ -79,7 +79,31 @@ def test_songs_that_hold_no_window_are_held_out_last(tmp_path):
         # More than there are long ones.
         assert sum(song.split == "held_out" for song in scan(tmp_path, 3, seed, 0.1).songs) == 3
     names = [str(index) for index in range(8)]
-    assert held_out_songs(names, 3, 5) == held_out_songs(names, 3, 5, names)
+    assert held_out_songs(names, 3, 5) == held_out_songs(names, 3, 5, names) == held_out_songs(names, 3, 5, [])
+    # One of those that hold a window is left to train on.
+    assert all(len(held_out_songs(names, 3, seed, names[:2]) & {"0", "1"}) == 1 for seed in range(20))
+    assert all(held_out_songs(names[:2], 1, seed, names[:1]) == {"1"} for seed in range(20))
+    assert len(held_out_songs(names, 7, 0, names[:5])) == 7
+
+
+def test_a_folder_of_before_keeps_its_settings_and_its_split(tmp_path):
+    audio, folder = tmp_path / "audio", tmp_path / "w"
+    audio.mkdir()
+    for index in range(8):
+        soundfile.write(audio / f"{index}.wav", np.zeros(500 if index < 7 else 5000), 44100)
+    Work(folder, "tiny").train_vqvae(2, audio, 1)
+    path = folder / "vqvae" / "level_2" / "audio.json"
+    assert json.loads(path.read_text())["shortest"] == PRESETS["tiny"].longest_window
+    # Only one song is long, so both splits are the same here; another one would not be.
+    path.write_text(json.dumps({"audio": scan(audio, 1, 0).identity(44100)}))
+    assert Work(folder, "tiny").train_vqvae(2, audio, 1)["steps"] == 3
+    # Settings that would be refused today open the folder, and can be mended before a run has begun.
+    shutil.rmtree(folder / "vqvae")
+    values = plain(changed(PRESETS["tiny"], ["vqvae.quantize_from=100"]))
+    (folder / "preset.json").write_text(json.dumps({"preset": "tiny", "seed": 0, "settings": values}))
+    held = Work(folder, "tiny")
+    assert held.preset.vqvae[0].quantize_from == 100
+    assert Work(folder, "tiny", settings=changed(held.preset, ["vqvae.quantize_from=0"])).preset.vqvae[0].steps == 3
 
 
 def test_a_store_of_before_keeps_its_split(stack, tmp_path):
@@ -99,7 +123,7 @@ def test_a_store_of_before_keeps_its_split(stack, tmp_path):
         (["vqvae.1.steps=1"], "vqvae.1.quantize_from 1 must be below"),
         (["shallow_depth=4"], "shallow_depth: 4 layers do not grow to 9"),
         (["shallow_depth=12"], "shallow_depth: "),
-        (["crop=1024"], "crop must be a multiple of 128, 2048 or more; not 1024"),
+        (["crop=1024"], "crop must be a multiple of 128, above 1024; not 1024"),
         (["crop=8200"], "crop must be a multiple of 128"),
     ],
 )
@@ -122,6 +146,7 @@ def test_every_preset_holds_together(name):
         *("vqvae.batch=0", "vqvae.steps=0", "vqvae.learning_rate=0", "vqvae.codebook_decay=1", "vqvae.spectral=-1"),
         *("prior.measured_windows=0", "prior.learning_rate=0", "prior.learning_rate=-1", "prior.average_decay=2"),
         *("prior.matrix_learning_rate=0", "epochs.teacher=-1", "corpus.songs=0", "corpus.held_out=-1"),
+        *("epochs.grown_rate=0", "epochs.prediction_rate=0", "epochs.draft=-1"),
     ],
 )
 def test_numbers_out_of_range_are_refused(assignment):

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import torch
 from fastjukebox.engine import AudioError
-from fastjukebox.engine.audio import read_audio, wav_header, wav_samples, write_audio
+from fastjukebox.engine.audio import check_output, read_audio, wav_header, wav_samples, write_audio
 
 RATE = 44100
 
@@ -120,3 +120,21 @@ def test_a_link_is_written_through(tmp_path):
             assert write_audio(tmp_path / name, samples, 44100) == [tmp_path / name]
         assert (tmp_path / name).is_symlink() and len(soundfile.read(tmp_path / "disk" / f"of {name}")[0]) == 200
     assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["of a.wav", "of b.flac"]
+    # Found before anything is sampled.
+    (tmp_path / "c.wav").symlink_to(tmp_path / "gone" / "c.wav")
+    with pytest.raises(AudioError, match="gone does not exist"):
+        check_output(tmp_path / "c.wav")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "d.wav").symlink_to(tmp_path / "pipe")
+    write_audio(tmp_path / "d.wav", torch.zeros(1, 100), 44100)
+    assert (tmp_path / "pipe").is_fifo() and not (tmp_path / "d.wav").is_symlink()
+
+
+def test_what_cannot_be_sought_in_is_one_error(tmp_path):
+    reader, writer = os.pipe()
+    soundfile.write(tmp_path / "a.wav", np.zeros(1000), 44100)
+    os.write(writer, (tmp_path / "a.wav").read_bytes())
+    os.close(writer)
+    with pytest.raises(AudioError, match=f"cannot read audio from /dev/fd/{reader}: it is a pipe"):
+        read_audio(f"/dev/fd/{reader}", 44100)
+    os.close(reader)

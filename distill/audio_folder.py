@@ -188,10 +188,11 @@ def held_out_songs(
         raise ValueError(f"{held_out} held-out songs of {len(paths)} leave nothing to train on")
     ranked = sorted(paths, key=lambda path: hashlib.sha256(f"{seed} ".encode() + path.encode()).digest())
     count = min(max(1, count), len(paths) - 1)
-    preferred = ranked if first is None else [path for path in ranked if path in first]
+    wanted = set(paths if first is None else first)
+    preferred = [path for path in ranked if path in wanted]
     # One of them is left to train on.
     held = preferred[: max(0, min(count, len(preferred) - 1))]
-    others = [path for path in ranked if path not in preferred] + preferred[len(held) :]
+    others = [path for path in ranked if path not in wanted] + preferred[len(held) :]
     return {*held, *others[: count - len(held)]}
 
 

@@ -47,11 +47,6 @@ class CodeWindows:
         self.ends = np.cumsum([count for _, count in self.train], dtype=np.int64)
 
     @property
-    def songs(self) -> str:
-        """The songs in short, and which of them are held out: `CodeStore.identity`."""
-        return self.store.identity()
-
-    @property
     def seconds(self) -> float:
         """How long a window lasts."""
         return self.context_len * self.store.samples_per_code[self.level] / self.store.sample_rate

@@ -18,12 +18,12 @@ from ..engine.transformer import TransformerLayer
 from .student import layer_groups
 
 
-def check_growth(config: PriorConfig, depth: int) -> None:
-    """Raises ValueError where a prior of `config` cannot be `deepened` to so many layers."""
-    _groups(config, depth)
+def grown_groups(config: PriorConfig, depth: int) -> tuple[tuple[int, ...], ...]:
+    """For each layer of a prior of `config` those that it becomes in one of `depth` layers (see `deepened`).
 
-
-def _groups(config: PriorConfig, depth: int) -> tuple[tuple[int, ...], ...]:
+    Raises:
+        ValueError: `depth` is less than the prior's, or no multiple that keeps the order of its layers.
+    """
     deep = dataclasses.replace(config, depth=depth)
     groups = layer_groups(deep.layer_patterns, config.layer_patterns)
     last = [group[-1] for group in groups]
@@ -38,11 +38,9 @@ def deepened(prior: Prior, depth: int) -> Prior:
 
     Each layer of `prior` becomes the last of the group of layers that it stands for as a student (`layer_groups`); the
     others of the group are copies of it that add nothing to the residual stream yet: their output projections are zero.
-
-    Raises:
-        ValueError: `depth` is less than the prior's, or no multiple that keeps the order of its layers.
+    Raises what `grown_groups` raises.
     """
-    groups = _groups(prior.config, depth)
+    groups = grown_groups(prior.config, depth)
     deep = Prior(dataclasses.replace(prior.config, depth=depth)).to(prior.device, prior.dtype)
     for name, tensor in deep.named_parameters():
         if not name.startswith("layers."):

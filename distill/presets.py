@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from ..engine import config as models
 from ..engine.config import ConditionerConfig, JukeboxConfig, PriorConfig, VQVAEConfig
 from ..engine.config_json import Config
-from .growth import check_growth
+from .growth import grown_groups
 from .losses import RESOLUTIONS
 from .objectives import Computing, Distillation
 from .prior import PriorTraining
 from .settings import above, at_least
-from .systems import DRAFTS, TEACHER, System
+from .systems import DRAFTS, TEACHER, System, system
 from .vqvae import VQVAETraining
 
 
@@ -77,8 +77,8 @@ class Preset:
     def longest_window(self) -> float:
         """Seconds of audio that a window of any level stands for at most."""
         vqvae = self.config.vqvae
-        codes = {prior.level: prior.context_len for prior in self.config.priors}
-        return max(count * vqvae.samples_per_code(level) for level, count in codes.items()) / vqvae.sample_rate
+        longest = max(prior.context_len * vqvae.samples_per_code(prior.level) for prior in self.config.priors)
+        return longest / vqvae.sample_rate
 
     def check(self) -> None:
         """Raises ValueError where settings do not go together, in the names of `--set`."""
@@ -92,12 +92,10 @@ class Preset:
                     f"vqvae.{level}.quantize_from {training.quantize_from} must be below vqvae.{level}.steps "
                     f"{training.steps}: before it there is no codebook"
                 )
-        teacher = self.depths.get(72, 72)
         for level, epochs in enumerate(self.epochs):
             if epochs.shallow:
-                prior = self.config.priors[level]
                 try:
-                    check_growth(dataclasses.replace(prior, depth=self.shallow_depth), teacher)
+                    grown_groups(self.shallow_config(level), self.prior_config(system(TEACHER), level).depth)
                 except ValueError as error:
                     raise ValueError(f"shallow_depth: {error}") from None
 

@@ -217,7 +217,7 @@ def train_prior(
             "optimizer": type(optimizer).__name__,
             "prior": plain(settings),
             "config": plain(prior.config),
-            "codes": windows.songs,
+            "codes": windows.store.identity(),
             "distillation": plain(objective.settings) if isinstance(objective, WithTeacher) else None,
         },
     )

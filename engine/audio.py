@@ -26,11 +26,9 @@ FORMATS = (".wav", ".flac", ".ogg")
 RATES = (1000, 1_000_000)
 # Samples handed to libsndfile at a time.
 BLOCK = 1 << 16
-
-
-# Bytes of a short file that may be left.
+# Bytes at the end of an MP3 that may be left unread, as tags are; of a long one a tenth may.
 MOST_LEFT = 1 << 14
-# What is to be said of such a file, after its name.
+# What is to be said of one that `stops_early`, after its name.
 STOPS_EARLY = (
     "is an MP3 of varying bit rate that does not say how long it is, and would be cut short; this mends it: "
     "ffmpeg -i OLD.mp3 -c copy NEW.mp3"

@@ -18,15 +18,13 @@ from .decoder import choose_backend
 from .prior import Prior
 from .result import Result
 from .runs import Request, Run, RunError
-from .sampler import CodesLike, ProgressCallback, Sampling, SamplingParams, as_codes, whole_number
+from .sampler import CodesLike, ProgressCallback, SampleOptions, Sampling, SamplingParams, as_codes, whole_number
 from .speculative_decoder import check_drafts, with_drafts
 from .threads import usable_threads
 from .vqvae import fingerprint
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-    from .sampler import SampleOptions
 
 logger = logging.getLogger("fastjukebox")
 # The demo stack is student-18's; the others share what they can with it.

@@ -164,15 +164,15 @@ def read_codes(source: Path, jukebox: Jukebox, item: int | None = None) -> tuple
         raise ValueError(f"{source} has codes of {len(codes)} levels, the model has {levels}")
     if any(tensor is not None and tensor.dim() != 2 for tensor in codes):
         raise ValueError(f"{source}: codes must be [items, n] in every level")
-    counts = {level: len(tensor) for level, tensor in enumerate(codes) if tensor is not None and tensor.numel()}
-    if len(set(counts.values())) > 1:
-        told = ", ".join(f"{count} at level {level}" for level, count in counts.items())
-        raise ValueError(f"{source} has codes of different numbers of pieces: {told}")
-    items = max(counts.values(), default=0)
-    if not any(tensor is not None and tensor.numel() for tensor in codes):
+    held = {level: tensor for level, tensor in enumerate(codes) if tensor is not None and tensor.numel()}
+    if not held:
         raise ValueError(f"{source} holds no codes")
+    items = max(map(len, held.values()))
+    if any(len(tensor) < items for tensor in held.values()):
+        told = ", ".join(f"{len(tensor)} at level {level}" for level, tensor in held.items())
+        raise ValueError(f"{source} has codes of different numbers of pieces: {told}")
     if item is not None and not 0 <= item < items:
         raise ValueError(f"--item {item}: {source} holds the pieces 0 to {items - 1}")
     empty = torch.zeros(items, 0, dtype=torch.long)
-    found = [empty if tensor is None or not tensor.numel() else tensor for tensor in codes]
+    found = [held.get(level, empty) for level in range(levels)]
     return found if item is None else [tensor[item : item + 1] for tensor in found], samples

@@ -220,7 +220,7 @@ def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | Non
 
 
 def _decoder_text(backend: str, device: str, dtype: str) -> str:
-    # Of native-int8 nothing that a step reads is in the prior's dtype.
+    # Whatever the prior's dtype, native-int8 has weights in int8, and keys and values in FP16.
     return f"{backend} on {device}" + (f" in {dtype}" if backend != "native-int8" else "")
 
 

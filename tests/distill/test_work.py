@@ -90,12 +90,13 @@ def test_a_folder_of_before_keeps_its_settings_and_its_split(tmp_path):
     audio, folder = tmp_path / "audio", tmp_path / "w"
     audio.mkdir()
     for index in range(8):
-        soundfile.write(audio / f"{index}.wav", np.zeros(500 if index < 7 else 5000), 44100)
+        soundfile.write(audio / f"{index}.wav", np.zeros(5000 if index < 2 else 500), 44100)
     Work(folder, "tiny").train_vqvae(2, audio, 1)
     path = folder / "vqvae" / "level_2" / "audio.json"
     assert json.loads(path.read_text())["shortest"] == PRESETS["tiny"].longest_window
-    # Only one song is long, so both splits are the same here; another one would not be.
-    path.write_text(json.dumps({"audio": scan(audio, 1, 0).identity(44100)}))
+    before = {"audio": scan(audio, 1, 0).identity(44100)}
+    assert before["audio"] != json.loads(path.read_text())["audio"], "the splits are to differ"
+    path.write_text(json.dumps(before))
     assert Work(folder, "tiny").train_vqvae(2, audio, 1)["steps"] == 3
     # Settings that would be refused today open the folder, and can be mended before a run has begun.
     shutil.rmtree(folder / "vqvae")

@@ -6,28 +6,14 @@ import signal
 import time
 
 import pytest
-import torch
 from fastjukebox.engine import Jukebox, RunError, SamplingParams
-from fastjukebox.engine.runs import Request, Run
-
-REQUEST = Request(
-    params=SamplingParams(seconds=0.1),
-    samples=4410,
-    model="/models/tiny",
-    fingerprint="0123456789abcdef",
-    backend="eager",
-    device="cpu",
-    dtype="float32",
-    output="song.wav",
-)
-OLD, NEW = [torch.zeros(1, 3, dtype=torch.long)], [torch.ones(1, 5, dtype=torch.long)]
+from fastjukebox.engine.runs import Run
+from run_case import NEW, OLD, REQUEST, assert_holds, begun
 
 
 @pytest.fixture
 def run(tmp_path):
-    run = Run.create(tmp_path / "run", REQUEST, OLD)
-    run.release()
-    return run
+    return begun(tmp_path / "run")
 
 
 def test_a_forked_process_does_not_keep_a_run(run):
@@ -53,7 +39,7 @@ def test_one_at_a_time_works_on_a_run(run, tiny_model, tmp_path):
         with pytest.raises(RunError, match=f"{run.folder} is being worked on already"):
             other()
     # Reading is free.
-    assert Run.open(run.folder).load()[0].tolist() == OLD[0].tolist()
+    assert_holds(run.folder, OLD)
     run.release()
     Run.open(run.folder).acquire()
     # A request that has ended, well or not, holds nothing.
@@ -84,4 +70,4 @@ def test_what_replaces_a_run_until_it_is_acquired_is_gone_on_with(run, monkeypat
 
     monkeypatch.setattr(Run, "acquire", slowly)
     assert Run.reopen(run.folder).request == other
-    assert Run.open(run.folder).load()[0].tolist() == NEW[0].tolist()
+    assert_holds(run.folder, NEW)

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from .audio_crops import part_of_rank
 from .code_store import CodeStore
-
-Windows = tuple[Tensor, Tensor | None]
+from .forward import Windows
 
 
 class CodeWindows:
@@ -82,13 +81,12 @@ class CodeWindows:
         count, ratio, level = self.context_len, self.ratio, self.level
         codes = [self.store.codes(song, level)[start * ratio :][:count] for song, start in places]
         if not self.with_upper:
-            return _to_tensor(codes), None
+            return Windows(_to_tensor(codes))
         upper = [self.store.codes(song, level + 1)[start:][: count // ratio] for song, start in places]
-        return _to_tensor(codes), _to_tensor(upper)
+        return Windows(_to_tensor(codes), _to_tensor(upper))
 
     def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> Windows:
-        """Codes [size / world, context_len] and upper codes [size / world, context_len / ratio] or None, int64, of the
-        training songs: rank's part of the batch of a step.
+        """`size` / `world` windows of the training songs: rank's part of the batch of a step.
 
         Raises:
             ValueError: `size` is no multiple of `world`.

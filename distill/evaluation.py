@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.prior import Prior
 from . import losses
-from .forward import forward
+from .forward import Windows, forward
+from .objectives import cross_entropy
 from .systems import TEACHER
 from .work import Work
 
@@ -32,20 +32,19 @@ def agreement(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def compare(prior: Prior, teacher: Prior | None, codes: Tensor, upper: Tensor | None) -> dict[str, float]:
-    """Held-out bits per code of `prior`, and its agreement with `teacher`, over windows [B, context_len], one at a
-    time."""
+def compare(prior: Prior, teacher: Prior | None, windows: Windows) -> dict[str, float]:
+    """Held-out bits per code of `prior`, and its agreement with `teacher`, over the windows, one at a time."""
     sums: dict[str, float] = {}
-    for item in range(len(codes)):
-        one = slice(item, item + 1)
-        above = None if upper is None else upper[one]
-        logits = forward(prior, codes[one], above).logits
-        found = {"bits": losses.bits(1.0) * F.cross_entropy(logits.flatten(0, 1), codes[one].flatten())}
+    count = len(windows.codes)
+    for item in range(count):
+        one = windows.part(slice(item, item + 1))
+        logits = forward(prior, one).logits
+        found = {"bits": losses.bits(1.0) * cross_entropy(logits, one.codes)}
         if teacher is not None:
-            found |= agreement(logits, forward(teacher, codes[one], above).logits)
+            found |= agreement(logits, forward(teacher, one).logits)
         for name, value in found.items():
             sums[name] = sums.get(name, 0.0) + float(value.mean())
-    return {name: total / len(codes) for name, total in sums.items()}
+    return {name: total / count for name, total in sums.items()}
 
 
 def evaluate(work: Work, name: str, level: int, per_song: int = 4) -> dict[str, Any]:
@@ -53,8 +52,7 @@ def evaluate(work: Work, name: str, level: int, per_song: int = 4) -> dict[str, 
     work.check_songs(name, level)
     prior = work.prior(name, level)
     teacher = work.prior(TEACHER, level) if name != TEACHER and work.is_done(TEACHER, level) else None
-    codes, upper = work.windows(level).measured(per_song)
-    found = compare(prior, teacher, codes.to(work.device), None if upper is None else upper.to(work.device))
+    found = compare(prior, teacher, work.windows(level).measured(per_song).to(work.device))
     run = work.figures(name, level) or {}
     kept = ("depth", "parameters", "steps", "epochs", "codes", "minutes")
     return {"system": name, "level": level, **{key: run.get(key) for key in kept}, **found}

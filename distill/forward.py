@@ -14,6 +14,20 @@ from ..engine.transformer import PrefillAttention
 from ..kernels import reference
 
 
+class Windows(NamedTuple):
+    """Windows of one level: codes [B, context_len] and, where the prior has a conditioner, the upper codes
+    [B, context_len / ratio], int64."""
+
+    codes: Tensor
+    upper: Tensor | None = None
+
+    def part(self, items: slice) -> Windows:
+        return Windows(*(None if tensor is None else tensor[items] for tensor in self))
+
+    def to(self, device: torch.device) -> Windows:
+        return Windows(*(None if tensor is None else tensor.to(device) for tensor in self))
+
+
 class Trace(NamedTuple):
     """Logits [B, T, V], and of each layer that was asked for its output [B, T, W] and its queries and keys
     [B, T, H, D]."""
@@ -34,8 +48,7 @@ def training_attention(device: torch.device) -> PrefillAttention:
 
 def forward(
     prior: Prior,
-    codes: Tensor,  # [B, context_len] int64
-    upper: Tensor | None = None,  # [B, context_len / ratio] int64, where the prior has a conditioner
+    windows: Windows,
     wanted: Sequence[int] = (),
     recompute: bool = False,
 ) -> Trace:
@@ -43,6 +56,7 @@ def forward(
     pass (gradient checkpointing, Chen et al. 2016)."""
     attention = training_attention(prior.device)
     # The conditioner on the whole batch; `prior.condition` goes item by item for the sake of sampling.
+    codes, upper = windows
     frame_cond = None if upper is None or prior.conditioner is None else prior.conditioner(upper)
     x = prior.embed(codes[:, :-1], 0, frame_cond, None)
     hidden: dict[int, Tensor] = {}

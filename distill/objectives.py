@@ -1,5 +1,5 @@
 """What priors are trained for: modules that turn a batch of windows into a loss, so that data-parallel wrappers see one
-forward pass. Codes are [B, context_len] int64, upper codes [B, context_len / ratio] or None.
+forward pass.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..engine.prior import Prior
 from ..kernels import reference
-from .forward import Trace, forward
+from .forward import Trace, Windows, forward
 from .student import Mapping, imitated, layer_groups
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,17 +43,16 @@ class Objective(nn.Module):
         self.prior, self.computing = prior, computing
         self.terms: dict[str, Tensor] = {}
 
-    def forward(self, codes: Tensor, upper: Tensor | None, measured: bool = False) -> Tensor:
+    def forward(self, windows: Windows, measured: bool = False) -> Tensor:
         """The loss; or, `measured`, the mean cross-entropy in nats per code, whatever the objective."""
         if measured:
-            logits = forward(self.prior, codes, upper).logits
-            return F.cross_entropy(logits.flatten(0, 1), codes.flatten())
-        with self.computing.autocast(codes.device):
-            terms = self.losses(codes, upper)
+            return cross_entropy(forward(self.prior, windows).logits, windows.codes)
+        with self.computing.autocast(windows.codes.device):
+            terms = self.losses(windows)
         self.terms = {name: value.detach() for name, value in terms.items()}
         return torch.stack(list(terms.values())).sum()
 
-    def losses(self, codes: Tensor, upper: Tensor | None) -> dict[str, Tensor]:
+    def losses(self, windows: Windows) -> dict[str, Tensor]:
         """The terms of the loss, weighted: scalars."""
         raise NotImplementedError
 
@@ -61,9 +60,9 @@ class Objective(nn.Module):
 class NextCode(Objective):
     """Mean cross-entropy in nats per code: how a teacher, or a student without one, is trained."""
 
-    def losses(self, codes: Tensor, upper: Tensor | None) -> dict[str, Tensor]:
-        logits = forward(self.prior, codes, upper, recompute=self.computing.recompute).logits
-        return {"cross_entropy": F.cross_entropy(logits.flatten(0, 1), codes.flatten())}
+    def losses(self, windows: Windows) -> dict[str, Tensor]:
+        logits = forward(self.prior, windows, recompute=self.computing.recompute).logits
+        return {"cross_entropy": cross_entropy(logits, windows.codes)}
 
 
 @dataclass(frozen=True)
@@ -95,20 +94,20 @@ class WithTeacher(Objective):
         groups = layer_groups(teacher.config.layer_patterns, student.config.layer_patterns)
         self.mapped = imitated(groups, settings.mapping)
 
-    def traces(self, codes: Tensor, upper: Tensor | None, layers: bool) -> tuple[Trace, Trace]:
+    def traces(self, windows: Windows, layers: bool) -> tuple[Trace, Trace]:
         """The student's and the teacher's; `layers`: with what the mapped layers give."""
         with torch.no_grad():
-            teacher = forward(self._teacher[0], codes, upper, self.mapped if layers else ())
+            teacher = forward(self._teacher[0], windows, self.mapped if layers else ())
         wanted = range(self.prior.config.depth) if layers else ()
-        return forward(self.prior, codes, upper, wanted, self.computing.recompute), teacher
+        return forward(self.prior, windows, wanted, self.computing.recompute), teacher
 
 
 class LayerMatching(WithTeacher):
     """Stage one: mean squared error of hidden states (Eq. 4) and distance of attention maps, each the mean over the
     student's layers and the teacher layers mapped to them."""
 
-    def losses(self, codes: Tensor, upper: Tensor | None) -> dict[str, Tensor]:
-        student, teacher = self.traces(codes, upper, layers=True)
+    def losses(self, windows: Windows) -> dict[str, Tensor]:
+        student, teacher = self.traces(windows, layers=True)
         errors = [F.mse_loss(ours, theirs) for ours, theirs in zip(student.hidden, teacher.hidden, strict=True)]
         config = self.prior.config
         distances = [
@@ -126,9 +125,14 @@ class LayerMatching(WithTeacher):
 class SoftTargets(WithTeacher):
     """Stage two: cross-entropy of the student's code distribution against the teacher's (Eq. 3)."""
 
-    def losses(self, codes: Tensor, upper: Tensor | None) -> dict[str, Tensor]:
-        student, teacher = self.traces(codes, upper, layers=False)
+    def losses(self, windows: Windows) -> dict[str, Tensor]:
+        student, teacher = self.traces(windows, layers=False)
         return {"soft_cross_entropy": soft_cross_entropy(student.logits, teacher.logits, self.settings.temperature)}
+
+
+def cross_entropy(logits: Tensor, codes: Tensor) -> Tensor:
+    """Mean in nats per code of codes [B, T] by their logits [B, T, V]: a scalar."""
+    return F.cross_entropy(logits.flatten(0, 1), codes.flatten())
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

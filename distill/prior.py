@@ -21,6 +21,7 @@ from ..engine.checkpoint import assign
 from ..engine.prior import Prior
 from . import losses
 from .code_windows import CodeWindows
+from .forward import Windows
 from .muon import Muon
 from .objectives import Computing, Objective, WithTeacher
 from .parallel import Processes
@@ -99,12 +100,10 @@ class WeightAverage:
 
 
 @torch.no_grad()
-def bits_per_code(objective: nn.Module, codes: Tensor, upper: Tensor | None) -> float:
-    """Mean over the windows of [B, context_len], computed one at a time; `objective` as `Processes.wrap` gave it."""
-    nats = []
-    for item in range(len(codes)):
-        one = slice(item, item + 1)
-        nats.append(float(objective(codes[one], None if upper is None else upper[one], measured=True)))
+def bits_per_code(objective: nn.Module, windows: Windows) -> float:
+    """Mean over the windows, computed one at a time; `objective` as `Processes.wrap` gave it."""
+    ones = (windows.part(slice(item, item + 1)) for item in range(len(windows.codes)))
+    nats = [float(objective(one, measured=True)) for one in ones]
     return losses.bits(sum(nats) / len(nats))
 
 
@@ -112,18 +111,18 @@ def accumulated(
     objective: Objective,
     wrapped: nn.Module,
     scaler: torch.amp.GradScaler,
-    codes: Tensor,
-    upper: Tensor | None,
+    windows: Windows,
     size: int,
 ) -> Tensor:
-    """The loss of a batch [B, context_len] that goes through the network `size` windows at a time, and its terms in
+    """The loss of a batch that goes through the network `size` windows at a time, and its terms in
     `objective`. Gradients of all but the last of these parts are added already; the loss has that of the last."""
-    total, terms = torch.zeros((), device=codes.device), dict[str, Tensor]()
-    for start in range(0, len(codes), size):
-        part = slice(start, start + size)
-        is_last, share = start + size >= len(codes), len(codes[part]) / len(codes)
+    count = len(windows.codes)
+    total, terms = torch.zeros((), device=windows.codes.device), dict[str, Tensor]()
+    for start in range(0, count, size):
+        part = windows.part(slice(start, start + size))
+        is_last, share = start + size >= count, len(part.codes) / count
         with contextlib.nullcontext() if is_last else unsynchronized(wrapped):
-            loss = share * wrapped(codes[part], None if upper is None else upper[part])
+            loss = share * wrapped(part)
             if not is_last:
                 scaler.scale(loss).backward()
         terms = {name: share * value + terms.get(name, 0.0) for name, value in objective.terms.items()}
@@ -181,23 +180,19 @@ def train_prior(
     device = prior.device
     wrapped = processes.wrap(objective, prior.layers)
     average = WeightAverage(prior, settings.average_decay)
-
-    def to_device(codes: Tensor, upper: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return codes.to(device), None if upper is None else upper.to(device)
-
-    logged = to_device(*windows.measured(settings.logged_windows))
+    logged = windows.measured(settings.logged_windows).to(device)
     optimizer = prior_optimizer(prior, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.computing.precision == "fp16")
 
     def step_loss(step: int) -> Tensor:
-        codes, upper = to_device(*windows.batch(step, settings.batch, processes.rank, processes.count))
-        if settings.micro_batch is None or settings.micro_batch >= len(codes):
-            return wrapped(codes, upper)
-        return accumulated(objective, wrapped, scaler, codes, upper, settings.micro_batch)
+        batch = windows.batch(step, settings.batch, processes.rank, processes.count).to(device)
+        if settings.micro_batch is None or settings.micro_batch >= len(batch.codes):
+            return wrapped(batch)
+        return accumulated(objective, wrapped, scaler, batch, settings.micro_batch)
 
     def evaluate() -> dict[str, float]:
         average.swap()
-        held_out = bits_per_code(wrapped, *logged)
+        held_out = bits_per_code(wrapped, logged)
         average.swap()
         return {"held_out_bits": held_out, **{name: float(value) for name, value in objective.terms.items()}}
 
@@ -223,7 +218,7 @@ def train_prior(
     )
     average.swap()
     return progress, {
-        "held_out_bits": bits_per_code(wrapped, *to_device(*windows.measured(settings.measured_windows))),
+        "held_out_bits": bits_per_code(wrapped, windows.measured(settings.measured_windows).to(device)),
         "parameters": sum(parameter.numel() for parameter in prior.parameters()),
         "steps": progress.step,
         "codes": progress.step * settings.batch * prior.config.context_len,

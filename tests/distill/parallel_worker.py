@@ -13,6 +13,7 @@ import conftest  # noqa: F401
 import torch
 from array_store import melody_windows
 from fastjukebox.distill import __main__ as entry
+from fastjukebox.distill.forward import Windows
 from fastjukebox.distill.objectives import Computing, Distillation, NextCode, SoftTargets
 from fastjukebox.distill.parallel import Processes, processes
 from fastjukebox.distill.pipeline import run_all, stages
@@ -52,7 +53,7 @@ def resumed(folder: Path, group: Processes) -> None:
     whole, stopped = melody_windows(), melody_windows()
     batch = stopped.batch
 
-    def stop(step: int, *given: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def stop(step: int, *given: int) -> Windows:
         if step == 1 and group.is_first:
             os.kill(os.getpid(), signal.SIGTERM)
         return batch(step, *given)

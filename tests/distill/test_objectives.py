@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from fastjukebox.distill.forward import forward
+from fastjukebox.distill.forward import Windows, forward
 from fastjukebox.distill.objectives import (
     Computing,
     Distillation,
@@ -30,10 +30,10 @@ def make(seed=0, **changes) -> Prior:
     return prior
 
 
-def batch(seed=1):
+def batch(seed=1) -> Windows:
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(24, (2, 32), generator=generator)
-    return codes, torch.randint(24, (2, 8), generator=generator)
+    return Windows(codes, torch.randint(24, (2, 8), generator=generator))
 
 
 def teacher_and_student(depth=6):
@@ -63,15 +63,15 @@ def test_soft_cross_entropy_is_equation_3(temperature):
 @pytest.mark.parametrize(("mapping", "place"), [("last", 3), ("middle", 1), ("first", 0)])
 def test_hidden_loss_is_equation_4_over_the_mapped_layers(mapping, place):
     teacher, student = teacher_and_student(3)
-    codes, upper = batch()
+    windows = batch()
     settings = Distillation(hidden=0.5, attention=0.0, mapping=mapping)
     objective = LayerMatching(student, teacher, settings, Computing())
-    found = objective(codes, upper)
+    found = objective(windows)
     # Layer outputs by a loop of this test's own.
     outputs = {}
     for name, prior in (("teacher", teacher), ("student", student)):
-        cond = prior.conditioner(upper)
-        x = prior.embed(codes[:, :-1], 0, cond, None)
+        cond = prior.conditioner(windows.upper)
+        x = prior.embed(windows.codes[:, :-1], 0, cond, None)
         outputs[name] = []
         for layer in prior.layers:
             x = layer(x)
@@ -86,12 +86,12 @@ def test_hidden_loss_is_equation_4_over_the_mapped_layers(mapping, place):
 
 def test_attention_loss_is_the_distance_of_whole_maps():
     teacher, student = teacher_and_student()
-    codes, upper = batch()
+    windows = batch()
     objective = LayerMatching(student, teacher, Distillation(hidden=0.0, attention=1.0), Computing())
-    found = float(objective(codes, upper).detach())
+    found = float(objective(windows).detach())
     groups = layer_groups(teacher.config.layer_patterns, student.config.layer_patterns)
-    ours = forward(student, codes, upper, range(6)).queries_keys
-    theirs = forward(teacher, codes, upper, [group[-1] for group in groups]).queries_keys
+    ours = forward(student, windows, range(6)).queries_keys
+    theirs = forward(teacher, windows, [group[-1] for group in groups]).queries_keys
     total = 0.0
     for pattern, mine, their in zip(student.config.layer_patterns, ours, theirs):
         mask = patterns.mask(pattern, 32, student.config.row_len)
@@ -106,13 +106,13 @@ def test_attention_loss_is_the_distance_of_whole_maps():
 @pytest.mark.parametrize("kind", ["next_code", "layers", "prediction"])
 def test_gradients_against_finite_differences(kind):
     teacher, student = teacher_and_student(3)
-    codes, upper = batch()
+    windows = batch()
     objective = {
         "next_code": lambda: NextCode(student, Computing()),
         "layers": lambda: LayerMatching(student, teacher, Distillation(), Computing()),
         "prediction": lambda: SoftTargets(student, teacher, Distillation(temperature=1.5), Computing()),
     }[kind]()
-    objective(codes, upper).backward()
+    objective(windows).backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     generator = torch.Generator().manual_seed(2)
     for name in ("layers.1.qkv.weight", "layers.2.ln_0.bias", "layers.0.down.weight", "token_embedding"):
@@ -122,7 +122,7 @@ def test_gradients_against_finite_differences(kind):
         for sign in (1, -1):
             with torch.no_grad():
                 parameter.add_(direction, alpha=sign * 1e-5)
-                values.append(float(objective(codes, upper).detach()))
+                values.append(float(objective(windows).detach()))
                 parameter.add_(direction, alpha=-sign * 1e-5)
         slope = (values[0] - values[1]) / 2e-5
         gradient = 0.0 if parameter.grad is None else float((parameter.grad * direction).sum())
@@ -143,7 +143,7 @@ def test_recomputing_layers_gives_the_same_gradients(kind):
         objective = NextCode(student, computing)
         if kind == "layers":
             objective = LayerMatching(student, teacher, Distillation(), computing)
-        objective(*batch()).backward()
+        objective(batch()).backward()
         gradients.append([parameter.grad for parameter in student.parameters()])
     for plain, recomputed in zip(*gradients):
         assert (plain is None) == (recomputed is None)
@@ -152,10 +152,10 @@ def test_recomputing_layers_gives_the_same_gradients(kind):
 
 def test_mixed_precision_stays_near_and_keeps_fp32_weights():
     prior = make().float()
-    codes, upper = batch()
-    exact = float(NextCode(prior, Computing())(codes, upper).detach())
+    windows = batch()
+    exact = float(NextCode(prior, Computing())(windows).detach())
     objective = NextCode(prior, Computing(precision="bf16"))
-    loss = objective(codes, upper)
+    loss = objective(windows)
     loss.backward()
     assert 0 < abs(float(loss.detach()) - exact) < 0.05
     assert all(parameter.grad is None or parameter.grad.dtype == torch.float32 for parameter in prior.parameters())

@@ -47,7 +47,7 @@ def test_average_follows_the_weights():
 def test_a_prior_overfits_one_song_and_its_state_holds_the_average(tmp_path):
     windows = melody_windows()
     prior = new_prior(6)
-    before = bits_per_code(NextCode(prior, Computing()), *windows.measured(2))
+    before = bits_per_code(NextCode(prior, Computing()), windows.measured(2))
     _, figures = train_prior(tmp_path, NextCode(prior, Computing()), windows, 60, SETTINGS)
     assert before > 2.5 and figures["held_out_bits"] < 0.5
     assert figures["steps"] == 60 and figures["codes"] == 60 * 4 * 32
@@ -73,7 +73,7 @@ def test_a_distilled_student_ends_nearer_its_teacher_than_a_plain_one(teacher, t
     plain = new_prior(3, seed=1)
     train_prior(tmp_path / "plain", NextCode(plain, Computing()), windows, 60, SETTINGS)
     held_out = windows.measured(4)
-    ours, theirs = (compare(prior, teacher, *held_out) for prior in (student, plain))
+    ours, theirs = (compare(prior, teacher, held_out) for prior in (student, plain))
     assert ours["kl"] < theirs["kl"] and ours["acceptance"] > theirs["acceptance"]
     assert figures["held_out_bits"] < 1.5, "it overfits the song as well"
 
@@ -83,10 +83,10 @@ def test_layer_matching_alone_brings_hidden_states_and_maps_nearer(teacher, tmp_
     objective = LayerMatching(student, teacher, Distillation(), Computing())
     batch = melody_windows().measured(2)
     with torch.no_grad():
-        before = float(objective(*batch))
+        before = float(objective(batch))
     train_prior(tmp_path, objective, melody_windows(), 30, SETTINGS)
     with torch.no_grad():
-        after = float(objective(*batch))
+        after = float(objective(batch))
     assert after < 0.5 * before
     assert {"hidden", "attention"} == set(objective.terms)
 
@@ -147,7 +147,7 @@ def test_a_run_goes_on_with_what_it_was_begun_with_only(teacher, tmp_path):
 @pytest.mark.parametrize("size", [1, 3])
 def test_micro_batches_have_the_gradient_of_the_whole_batch(kind, size):
     teacher, windows, found = new_prior(6).double(), melody_windows(), []
-    codes, upper = windows.batch(0, 4)
+    batch = windows.batch(0, 4)
     for micro_batch in (4, size):
         torch.manual_seed(1)
         student = new_student(teacher, 3).double()
@@ -157,7 +157,7 @@ def test_micro_batches_have_the_gradient_of_the_whole_batch(kind, size):
                 parameter.add_(0.1 * torch.randn_like(parameter))
         computing, settings = Computing(recompute=True), Distillation(temperature=2.0)
         objective = NextCode(student, computing) if kind is NextCode else kind(student, teacher, settings, computing)
-        loss = accumulated(objective, objective, torch.amp.GradScaler(enabled=False), codes, upper, micro_batch)
+        loss = accumulated(objective, objective, torch.amp.GradScaler(enabled=False), batch, micro_batch)
         loss.backward()
         found.append((loss.detach(), objective.terms, {n: p.grad for n, p in student.named_parameters()}))
     assert any(gradient.abs().max() > 1e-3 for gradient in found[0][2].values() if gradient is not None)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..distill.export import export
 from ..distill.labels import Labelled, read_quadrants, split
 from ..distill.valence import ValenceTraining
 from ..distill.work import Work
@@ -170,7 +171,7 @@ def reference(work: Work, pieces: Pieces, songs: Songs, count: int = 60) -> list
 def model(work: Work, system: str, backend: str = "auto") -> Jukebox:
     """The stack of a system on the work's device."""
     with tempfile.TemporaryDirectory() as exported:
-        work.export(system, Path(exported))
+        export(work, system, Path(exported))
         jukebox = Jukebox.from_pretrained(exported, work.device, backend=backend)
         # The files go; small priors stay.
         for level in work.levels:

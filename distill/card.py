@@ -30,7 +30,10 @@ def card(work: Work) -> str:
                 if shallow := work.shallow_figures(level) if name == TEACHER else None:
                     minutes += shallow["minutes"]
                     prior_rows.append((f"{name}, before it grew", level, *_prior_row(shallow)))
-    priors = config.priors[-1]
+    widths, windows = (
+        " and ".join(dict.fromkeys(str(getattr(prior, size)) for prior in config.priors))
+        for size in ("width", "window_len")
+    )
     vqvae_header = ("level", "samples per code", "steps", "minutes", "SNR dB", "spectral error", "perplexity", "in use")
     prior_header = ("system", "level", "layers", "parameters", "steps", "codes seen", "minutes", "held-out bits")
     shared = ""
@@ -43,16 +46,24 @@ def card(work: Work) -> str:
             " A teacher grows: a shallow network\nlearns first, then layers that do nothing at first are put between "
             "its own, and all of them learn."
         )
-    about, data, commands, licence = _corpus_texts(work) if _is_of_the_corpus(work) else _audio_texts(work)
+    about, data, licence = _corpus_texts(work) if _is_of_the_corpus(work) else _audio_texts(work)
+    elsewhere = f"A system that was trained or exported at the top level only has the upsamplers of {UPSAMPLERS}."
+    rows = _table(vqvae_header, vqvae_rows)
+    if work.teacher:
+        given = f"`{work.teacher.folder.name}`, fingerprint {work.teacher.fingerprint}"
+        about += f"\nTheir teacher and VQ-VAE were given: {given}."
+        licence = "that of the teacher and of the audio decides; Fast Jukebox knows nothing about them."
+        elsewhere = "A system has the teacher's priors at the levels where it was not trained."
+        rows = "The teacher's."
     return f"""# {work.preset_name.capitalize()} stack: model card
 
 {about}
 
 - Data: {data}
-- Commands: {commands}
+- Commands: {_commands(work)}
 - Time: {minutes / 60:.1f} hours over all runs together, on the machine that trained them.
-- Weights: FP16 safetensors. Priors have width {priors.width} and windows of {priors.context_len} codes.
-{shared}- A system that was trained or exported at the top level only has the upsamplers of {UPSAMPLERS}.
+- Weights: FP16 safetensors. Priors have width {widths} and windows of {windows} codes.
+{shared}- {elsewhere}
 - Licence: {licence}
 
 ## VQ-VAE
@@ -60,7 +71,7 @@ def card(work: Work) -> str:
 {vqvae.codebook_size} codes of {vqvae.code_dim} dimensions per level. The spectral error is |difference| / |target| of
 magnitude spectrograms over three resolutions; a higher level keeps less of the waveform's phase, hence its lower SNR.
 
-{_table(vqvae_header, vqvae_rows)}
+{rows}
 
 ## Priors
 
@@ -84,8 +95,24 @@ def _options(work: Work) -> str:
     return shlex.join(words)
 
 
-def _corpus_texts(work: Work) -> tuple[str, str, str, str]:
-    """What the stack is, its data, commands and licence, where all is the corpus."""
+def _commands(work: Work) -> str:
+    """Those that made the stack."""
+    teacher = " --teacher MODEL" if work.teacher else ""
+    if _is_of_the_corpus(work):
+        stack = f"`fastjukebox-train stack --work WORK{teacher} {_options(work)}`"
+        return f"{stack}, then\n  `fastjukebox-train export` for each system."
+    held_out = f" --held-out {work.codes().held_out:g}" if work.has_codes else ""
+    first, others = f"vqvae --audio FOLDER{held_out}", "`encode` likewise, `prior` and `distill`"
+    if work.teacher:
+        first, others = f"encode{teacher} --audio FOLDER{held_out}", "then `distill`"
+    return (
+        f"`fastjukebox-train {first}`, {others}, each with\n  `{_options(work)}`, then\n"
+        "  `fastjukebox-train export` for each system."
+    )
+
+
+def _corpus_texts(work: Work) -> tuple[str, str, str]:
+    """What the stack is, its data and licence, where all is the corpus."""
     corpus, rate = work.preset.corpus, work.preset.config.vqvae.sample_rate
     return (
         "Three-level stacks trained by this repository's own code on music that it renders itself. They are there so "
@@ -93,19 +120,16 @@ def _corpus_texts(work: Work) -> tuple[str, str, str, str]:
         "recorded music.",
         f"{corpus.songs} songs of {corpus.seconds:g} s from `distill/corpus.py`, seed {work.seed}, {rate} Hz,\n"
         f"  mono; {corpus.held_out} of them are held out, and every figure of a prior is measured on those.",
-        f"`fastjukebox-train stack --work WORK {_options(work)}`, then\n  `fastjukebox-train export` for each system.",
         "MIT, as the repository; the data is generated, so no other licence applies.",
     )
 
 
-def _audio_texts(work: Work) -> tuple[str, str, str, str]:
+def _audio_texts(work: Work) -> tuple[str, str, str]:
     """The same of a user's own audio."""
-    held_out = ""
     data = f"a folder of audio, {work.preset.config.vqvae.sample_rate} Hz, mono; it is not encoded yet."
     if work.has_codes:
         store = work.codes()
         minutes, count = sum(song.seconds for song in store.songs) / 60, len(store.indices("held_out"))
-        held_out = f" --held-out {store.held_out:g}"
         data = (
             f"{len(store.songs)} songs of a folder of audio, {minutes:.1f} minutes, taken as {store.sample_rate} Hz "
             f"mono;\n  {count} of them are held out, and every figure of a prior is measured on those."
@@ -113,9 +137,6 @@ def _audio_texts(work: Work) -> tuple[str, str, str, str]:
     return (
         "Three-level stacks trained by Fast Jukebox on a folder of audio.",
         data,
-        f"`fastjukebox-train vqvae --audio FOLDER{held_out}`, `encode` likewise, `prior` and `distill`, each with\n"
-        f"  `{_options(work)}`, then\n"
-        "  `fastjukebox-train export` for each system.",
         "that of the audio decides; Fast Jukebox knows nothing about it.",
     )
 

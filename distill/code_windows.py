@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from .audio_crops import part_of_rank
 from .code_store import CodeStore
 from .forward import Windows
+from .told import Told
 
 
 class CodeWindows:
@@ -18,23 +21,29 @@ class CodeWindows:
     upper codes it starts anywhere. All windows of the training songs are equally likely, and a batch depends on (seed,
     step) alone. Songs that hold no window are left out; there are `too_short` of them, of both splits.
 
+    told: what a prior that takes labels is told of them.
+
     Raises:
         ValueError: no training song holds a window, or `ratio` does not fit the store or the window.
     """
 
-    def __init__(self, store: CodeStore, level: int, context_len: int, ratio: int, seed: int, with_upper: bool) -> None:
-        self.store, self.level, self.context_len, self.seed, self.with_upper = (
-            store,
-            level,
-            context_len,
-            seed,
-            with_upper,
-        )
+    def __init__(
+        self,
+        store: CodeStore,
+        level: int,
+        window_len: int,
+        ratio: int,
+        seed: int,
+        with_upper: bool,
+        told: Told | None = None,
+    ) -> None:
+        self.store, self.level, self.window_len, self.seed = store, level, window_len, seed
+        self.with_upper, self.told = with_upper, told
         self.ratio = ratio if with_upper else 1
         if with_upper and store.samples_per_code[level + 1 : level + 2] != (ratio * store.samples_per_code[level],):
             raise ValueError(f"an upper code of level {level} does not stand for {ratio} codes in {store.path}")
-        if context_len % self.ratio:
-            raise ValueError(f"a window of {context_len} codes does not hold whole upper codes of {ratio}")
+        if window_len % self.ratio:
+            raise ValueError(f"a window of {window_len} codes does not hold whole upper codes of {ratio}")
         starts = {
             split: [(song, self._starts(song)) for song in store.indices(split)] for split in ("train", "held_out")
         }
@@ -48,7 +57,7 @@ class CodeWindows:
     @property
     def seconds(self) -> float:
         """How long a window lasts."""
-        return self.context_len * self.store.samples_per_code[self.level] / self.store.sample_rate
+        return self.window_len * self.store.samples_per_code[self.level] / self.store.sample_rate
 
     def _none(self, split: str) -> str:
         songs = self.store.indices(split)
@@ -56,16 +65,17 @@ class CodeWindows:
             return f"{self.store.path}: there is no {split} song; it takes two songs or more, one of them held out"
         longest = max(self.store.songs[song].seconds for song in songs)
         return (
-            f"{self.store.path}: none of the {len(songs)} {split} songs holds a window of {self.context_len} codes of "
+            f"{self.store.path}: none of the {len(songs)} {split} songs holds a window of {self.window_len} codes of "
             f"level {self.level}, {self.seconds:.2f} s; the longest has {longest:.2f} s"
         )
 
     def report(self) -> str:
         """How many songs there are windows of, and how many are left out."""
         left_out = f"; {self.too_short} are shorter than that and left out" if self.too_short else ""
+        told = f"\nlevel {self.level}: {self.told.report()}" if self.told else ""
         return (
             f"level {self.level}: windows of {self.seconds:.2f} s of {len(self.train)} songs to train on and "
-            f"{len(self.held_out)} held out{left_out}"
+            f"{len(self.held_out)} held out{left_out}{told}"
         )
 
     def _starts(self, song: int) -> int:
@@ -74,16 +84,20 @@ class CodeWindows:
         if self.with_upper:
             # Encoders leave out what does not fill a code: the upper level may end first.
             count = min(count, len(self.store.codes(song, self.level + 1)) * self.ratio)
-        return max(0, (count - self.context_len) // self.ratio + 1)
+        return max(0, (count - self.window_len) // self.ratio + 1)
 
     def _stack(self, places: list[tuple[int, int]]) -> Windows:
         """The windows at (song, start), starts in upper codes."""
-        count, ratio, level = self.context_len, self.ratio, self.level
-        codes = [self.store.codes(song, level)[start * ratio :][:count] for song, start in places]
-        if not self.with_upper:
-            return Windows(_to_tensor(codes))
-        upper = [self.store.codes(song, level + 1)[start:][: count // ratio] for song, start in places]
-        return Windows(_to_tensor(codes), _to_tensor(upper))
+        count, ratio, level = self.window_len, self.ratio, self.level
+        windows = Windows(
+            _to_tensor([self.store.codes(song, level)[start * ratio :][:count] for song, start in places])
+        )
+        if self.with_upper:
+            upper = [self.store.codes(song, level + 1)[start:][: count // ratio] for song, start in places]
+            windows = windows._replace(upper=_to_tensor(upper))
+        if self.told is None:
+            return windows
+        return windows.with_conditions([self.told(song, start * ratio) for song, start in places])
 
     def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> Windows:
         """`size` / `world` windows of the training songs: rank's part of the batch of a step.
@@ -99,8 +113,8 @@ class CodeWindows:
             places.append((song, int(window - self.ends[index] + count)))
         return self._stack(places)
 
-    def measured(self, per_song: int) -> Windows:
-        """`per_song` windows of each held-out song, spread evenly over it, as in `batch`.
+    def measured(self, per_song: int) -> Iterator[Windows]:
+        """`per_song` windows of each held-out song, spread evenly over it, one at a time.
 
         Raises:
             ValueError: no held-out song holds a window.
@@ -108,12 +122,13 @@ class CodeWindows:
         if not self.held_out:
             raise ValueError(self._none("held_out"))
         shares = (np.arange(per_song) + 0.5) / per_song
-        return self._stack([(song, int(share * count)) for song, count in self.held_out for share in shares])
+        places = [(song, int(share * count)) for song, count in self.held_out for share in shares]
+        return (self._stack([place]) for place in places)
 
     def epoch_steps(self, batch: int) -> int:
         """Steps of `batch` windows for as many codes as the training songs hold that are not too short."""
         codes = sum(len(self.store.codes(song, self.level)) for song, _ in self.train)
-        return -(-codes // (batch * self.context_len))
+        return -(-codes // (batch * self.window_len))
 
 
 def _to_tensor(rows: list[np.ndarray]) -> Tensor:

@@ -16,16 +16,19 @@ import click
 
 from ..engine import version
 from ..engine.cli.terminal import Commands
+from ..engine.jukebox import model_folder
 from ..engine.threads import take_threads
 from . import GO_ON
 from .audio_folder import HELD_OUT
 from .dry_run import describe
+from .export import export as write_export
+from .given_teacher import GivenTeacher
 from .parallel import device_name, own_device, processes
 from .pipeline import is_done, run_all, stages
-from .preset_file import DEFAULT_PRESET, begun_with
+from .preset_file import DEFAULT_PRESET, PRESET_OF_GIVEN, begun_with
 from .presets import PRESETS
 from .settings import changed
-from .systems import ALL, SERVED, SYSTEMS
+from .systems import ALL, SERVED, SYSTEMS, TEACHER
 from .trainer import TrainingStopped
 from .work import NotTrained, Work
 
@@ -43,7 +46,11 @@ def common(command: Command) -> Command:
         click.option("--work", "folder", type=click.Path(path_type=Path, file_okay=False), required=True,
                      help="Folder of the runs; made if it is not there."),
         click.option("--preset", type=click.Choice(list(PRESETS)),
-                     help=f"Sizes and lengths.  [default: that of the folder, {DEFAULT_PRESET} of a new one]"),
+                     help=f"Sizes and lengths.  [default: that of the folder; {DEFAULT_PRESET} of a new one, "
+                          f"{PRESET_OF_GIVEN} with --teacher]"),
+        click.option("--teacher", metavar="MODEL",
+                     help="Of a new folder: a trained model, whose VQ-VAE and priors take the place of vqvae and "
+                          f"{TEACHER}. Its sizes count, lengths are the preset's."),
         click.option("--seed", type=click.IntRange(min=0), help="[default: that of the folder, 0 of a new one]"),
         click.option("--set", "assignments", metavar="NAME=VALUE", multiple=True,
                      help="Change a setting of the preset, for all runs of the folder; may be repeated."),
@@ -81,6 +88,7 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be
 def opened(
     folder: Path,
     preset: str | None,
+    teacher: str | None,
     seed: int | None,
     assignments: tuple[str, ...],
     device: str,
@@ -91,13 +99,15 @@ def opened(
     take_threads(threads)
     own = own_device(device)
     with processes(own, sharded) as group:
-        known_preset, known_seed = begun_with(folder)
+        given = None if teacher is None else GivenTeacher(model_folder(teacher))
+        known_preset, known_seed = begun_with(folder, PRESET_OF_GIVEN if given else DEFAULT_PRESET)
         preset, seed = known_preset if preset is None else preset, known_seed if seed is None else seed
-        work = Work(folder, preset, seed, own, group)
+        work = Work(folder, preset, seed, own, group, teacher=given)
         if assignments:
             work = dataclasses.replace(work, settings=changed(work.preset, assignments))
         if group.is_first:
             said = "".join(f", {name} {json.dumps(value)}" for name, value in work.changed_settings.items())
+            said += f", teacher {work.teacher.folder}" if work.teacher else ""
             click.echo(f"{folder}: preset {preset}, seed {seed}{said}; on {device_name(own)}", err=True)
         yield work
 
@@ -183,7 +193,7 @@ def train_systems(name: str, levels: tuple[int, ...], dry_run: bool, options: di
             if dry_run:
                 tell(work, name, level)
                 continue
-            if not work.is_done(name, level):
+            if work.is_given(name) or not work.is_done(name, level):
                 work.train_system(name, level)
             work.say(f"{name} level {level}: {json.dumps(work.figures(name, level))}")
 
@@ -251,12 +261,13 @@ def eval(names: tuple[str, ...], levels: tuple[int, ...], windows: int, path: Pa
 def export(name: str, levels: tuple[int, ...], out: Path, base: Path | None, overwrite: bool, **options: Any) -> None:
     """Write a system's stack as a checkpoint folder, FP16 safetensors, for `fastjukebox sample --model`.
 
-    Levels below those that it was trained at are student-18's, and with --level all others.
+    Levels below those that it was trained at are student-18's, and with --level all others; in a folder begun with
+    --teacher the teacher's.
     """
     with opened(**options) as work:
         own = chosen(work, levels)
         if work.processes.is_first:
-            work.export(name, out, base, own, overwrite)
+            write_export(work, name, out, base, own, overwrite)
             priors = ", ".join(f"level {level} of {work.source(name, level, own)}" for level in work.levels)
             work.say(f"{out}: the stack of {name}: {priors}; try: fastjukebox sample --model {shlex.quote(str(out))}")
 

@@ -67,11 +67,11 @@ def _prior_lines(work: Work, name: str, level: int) -> list[str]:
 def epoch_steps(work: Work, level: int) -> int:
     """Batches of an epoch; without codes those of the preset's corpus."""
     if work.has_codes:
-        return work.windows(level).epoch_steps(work.preset.prior.batch)
+        return work.windows(level, counted=True).epoch_steps(work.preset.prior.batch)
     config, corpus = work.preset.config, work.preset.corpus
     samples = (corpus.songs - corpus.held_out) * corpus.seconds * config.vqvae.sample_rate
     codes = samples / config.vqvae.samples_per_code(level)
-    return math.ceil(codes / (work.preset.prior.batch * config.priors[level].context_len))
+    return math.ceil(codes / (work.preset.prior.batch * config.priors[level].window_len))
 
 
 def _prior_line(
@@ -91,7 +91,7 @@ def _prior_line(
     return (
         f"{name}: {config.depth} layers of width {config.width}, {parameters / 1e6:.1f} M parameters, "
         f"about {held / 1e9:.2f} GB for weights and optimizer and {activations / 1e9:.2f} GB for activations "
-        f"(batch {settings.batch} of {config.context_len} codes); learning rate {rates}; "
+        f"(batch {settings.batch} of {config.window_len} codes); learning rate {rates}; "
         f"{about}{steps} steps, an epoch is {about}{epoch}"
     )
 

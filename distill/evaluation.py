@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -32,19 +33,17 @@ def agreement(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def compare(prior: Prior, teacher: Prior | None, windows: Windows) -> dict[str, float]:
-    """Held-out bits per code of `prior`, and its agreement with `teacher`, over the windows, one at a time."""
-    sums: dict[str, float] = {}
-    count = len(windows.codes)
-    for item in range(count):
-        one = windows.part(slice(item, item + 1))
-        logits = forward(prior, one).logits
-        found = {"bits": losses.bits(1.0) * cross_entropy(logits, one.codes)}
+def compare(prior: Prior, teacher: Prior | None, windows: Iterable[Windows]) -> dict[str, float]:
+    """Held-out bits per code of `prior`, and its agreement with `teacher`: means over the windows."""
+    values: dict[str, list[float]] = {}
+    for window in windows:
+        logits = forward(prior, window).logits
+        found = {"bits": losses.bits(1.0) * cross_entropy(logits, window.codes)}
         if teacher is not None:
-            found |= agreement(logits, forward(teacher, one).logits)
+            found |= agreement(logits, forward(teacher, window).logits)
         for name, value in found.items():
-            sums[name] = sums.get(name, 0.0) + float(value.mean())
-    return {name: total / count for name, total in sums.items()}
+            values.setdefault(name, []).append(float(value.mean()))
+    return {name: sum(each) / len(each) for name, each in values.items()}
 
 
 def evaluate(work: Work, name: str, level: int, per_song: int = 4) -> dict[str, Any]:
@@ -52,8 +51,13 @@ def evaluate(work: Work, name: str, level: int, per_song: int = 4) -> dict[str, 
     work.check_songs(name, level)
     prior = work.prior(name, level)
     teacher = work.prior(TEACHER, level) if name != TEACHER and work.is_done(TEACHER, level) else None
-    found = compare(prior, teacher, work.windows(level).measured(per_song).to(work.device))
-    run = work.figures(name, level) or {}
+    windows = (window.to(work.device) for window in work.windows(level).measured(per_song))
+    found = compare(prior, teacher, windows)
+    # A teacher that was given has no run here.
+    run = work.figures(name, level) or {
+        "depth": prior.config.depth,
+        "parameters": sum(parameter.numel() for parameter in prior.parameters()),
+    }
     kept = ("depth", "parameters", "steps", "epochs", "codes", "minutes")
     return {"system": name, "level": level, **{key: run.get(key) for key in kept}, **found}
 

@@ -104,7 +104,7 @@ class WithTeacher(Objective):
 
 class LayerMatching(WithTeacher):
     """Stage one: mean squared error of hidden states (Eq. 4) and distance of attention maps, each the mean over the
-    student's layers and the teacher layers mapped to them."""
+    student's layers and the teacher layers mapped to them; those that attend to lyrics have hidden states alone."""
 
     def losses(self, windows: Windows) -> dict[str, Tensor]:
         student, teacher = self.traces(windows, layers=True)
@@ -115,6 +115,7 @@ class LayerMatching(WithTeacher):
             for ours, theirs, pattern in zip(
                 student.queries_keys, teacher.queries_keys, config.layer_patterns, strict=True
             )
+            if ours and theirs
         ]
         return {
             "hidden": self.settings.hidden * torch.stack(errors).mean(),
@@ -131,8 +132,8 @@ class SoftTargets(WithTeacher):
 
 
 def cross_entropy(logits: Tensor, codes: Tensor) -> Tensor:
-    """Mean in nats per code of codes [B, T] by their logits [B, T, V]: a scalar."""
-    return F.cross_entropy(logits.flatten(0, 1), codes.flatten())
+    """Mean in nats per code of a window's codes by their logits [B, T, V], the last T of `codes`: a scalar."""
+    return F.cross_entropy(logits.flatten(0, 1), codes[:, -logits.shape[1] :].flatten())
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

@@ -14,6 +14,7 @@ from .losses import RESOLUTIONS
 from .objectives import Computing, Distillation
 from .prior import PriorTraining
 from .settings import above, at_least
+from .student import student_config
 from .systems import DRAFTS, TEACHER, System, system
 from .vqvae import VQVAETraining
 
@@ -77,7 +78,7 @@ class Preset:
     def longest_window(self) -> float:
         """Seconds of audio that a window of any level stands for at most."""
         vqvae = self.config.vqvae
-        longest = max(prior.context_len * vqvae.samples_per_code(prior.level) for prior in self.config.priors)
+        longest = max(prior.window_len * vqvae.samples_per_code(prior.level) for prior in self.config.priors)
         return longest / vqvae.sample_rate
 
     def check(self) -> None:
@@ -100,8 +101,10 @@ class Preset:
                     raise ValueError(f"shallow_depth: {error}") from None
 
     def prior_config(self, system: System, level: int) -> PriorConfig:
-        depth = self.depths.get(system.layers, system.layers)
-        return dataclasses.replace(self.config.priors[level], depth=depth)
+        config = self.config.priors[level]
+        if system.name == TEACHER:
+            return dataclasses.replace(config, depth=self.depths.get(system.layers, config.depth))
+        return student_config(config, self.depths.get(system.layers, system.layers))
 
     def shallow_config(self, level: int) -> PriorConfig:
         """The network that the teacher grows from."""

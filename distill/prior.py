@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,10 +100,9 @@ class WeightAverage:
 
 
 @torch.no_grad()
-def bits_per_code(objective: nn.Module, windows: Windows) -> float:
-    """Mean over the windows, computed one at a time; `objective` as `Processes.wrap` gave it."""
-    ones = (windows.part(slice(item, item + 1)) for item in range(len(windows.codes)))
-    nats = [float(objective(one, measured=True)) for one in ones]
+def bits_per_code(objective: nn.Module, windows: Iterable[Windows]) -> float:
+    """Mean over the windows; `objective` as `Processes.wrap` gave it."""
+    nats = [float(objective(window, measured=True)) for window in windows]
     return losses.bits(sum(nats) / len(nats))
 
 
@@ -180,7 +179,10 @@ def train_prior(
     device = prior.device
     wrapped = processes.wrap(objective, prior.layers)
     average = WeightAverage(prior, settings.average_decay)
-    logged = windows.measured(settings.logged_windows).to(device)
+
+    def measured(per_song: int) -> Iterator[Windows]:
+        return (window.to(device) for window in windows.measured(per_song))
+
     optimizer = prior_optimizer(prior, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.computing.precision == "fp16")
 
@@ -192,7 +194,7 @@ def train_prior(
 
     def evaluate() -> dict[str, float]:
         average.swap()
-        held_out = bits_per_code(wrapped, logged)
+        held_out = bits_per_code(wrapped, measured(settings.logged_windows))
         average.swap()
         return {"held_out_bits": held_out, **{name: float(value) for name, value in objective.terms.items()}}
 
@@ -213,15 +215,16 @@ def train_prior(
             "prior": plain(settings),
             "config": plain(prior.config),
             "codes": windows.store.identity(),
+            "labels": windows.told.digest() if windows.told else None,
             "distillation": plain(objective.settings) if isinstance(objective, WithTeacher) else None,
         },
     )
     average.swap()
     return progress, {
-        "held_out_bits": bits_per_code(wrapped, windows.measured(settings.measured_windows).to(device)),
+        "held_out_bits": bits_per_code(wrapped, measured(settings.measured_windows)),
         "parameters": sum(parameter.numel() for parameter in prior.parameters()),
         "steps": progress.step,
-        "codes": progress.step * settings.batch * prior.config.context_len,
+        "codes": progress.step * settings.batch * prior.config.window_len,
         "minutes": progress.seconds / 60,
     }
 

@@ -76,8 +76,31 @@ def imitated(groups: Sequence[tuple[int, ...]], mapping: Mapping) -> tuple[int, 
 
 
 def student_config(teacher: PriorConfig, depth: int) -> PriorConfig:
-    """The teacher's sizes with `depth` layers."""
-    return dataclasses.replace(teacher, depth=depth)
+    """The teacher's sizes with `depth` layers. Where it repeats one layer of each pattern, so does the student. Where
+    some patterns are rare, those that attend to lyrics, the student has as large a share of each, one layer at least,
+    in the order of those that they stand for.
+
+    Raises:
+        ValueError: there are more patterns than layers.
+    """
+    cycle = teacher.pattern_cycle
+    if len(set(cycle)) == len(cycle):
+        return dataclasses.replace(teacher, depth=depth)
+    patterns = teacher.layer_patterns
+    kinds = sorted(set(patterns), key=patterns.index)
+    if depth < len(kinds):
+        raise ValueError(f"a student of {depth} layers cannot have all of {', '.join(kind.value for kind in kinds)}")
+    shares = {kind: depth * patterns.count(kind) / len(patterns) for kind in kinds}
+    counts = {kind: max(1, int(share)) for kind, share in shares.items()}
+    # Rounded so that they add up.
+    while (missing := depth - sum(counts.values())) != 0:
+        step = 1 if missing > 0 else -1
+        changing = [kind for kind in kinds if step > 0 or counts[kind] > 1]
+        counts[max(changing, key=lambda kind: step * (shares[kind] - counts[kind]))] += step
+    unordered = [kind for kind in kinds for _ in range(counts[kind])]
+    last = [group[-1] for group in layer_groups(patterns, unordered)]
+    ordered = sorted(range(depth), key=lambda index: last[index])
+    return dataclasses.replace(teacher, depth=depth, pattern_cycle=tuple(unordered[index] for index in ordered))
 
 
 def _strength(prior: Prior, index: int) -> float:
@@ -87,7 +110,7 @@ def _strength(prior: Prior, index: int) -> float:
 
 @torch.no_grad()
 def new_student(teacher: Prior, depth: int, copy_layers: bool = False) -> Prior:
-    """A student with the teacher's embeddings, start token, head and conditioner; they have one width.
+    """A student with the teacher's embeddings, start token, labels, head and conditioner; they have one width.
 
     Its layers are new, unless `copy_layers`: then each is a copy of the layer of its group that adds most to the
     residual stream, by the norm of its output projections. In a teacher that grew, that is one it grew around.
@@ -104,6 +127,14 @@ def new_student(teacher: Prior, depth: int, copy_layers: bool = False) -> Prior:
         for index, group in enumerate(groups):
             student.layers[index] = copy.deepcopy(teacher.layers[max(group, key=lambda i: _strength(teacher, i))])
     return student.to(teacher.device)
+
+
+def hear_as(student: Prior, teacher: Prior) -> None:
+    """Give `student` for good what makes the teacher's vectors of labels and lyrics: windows come with those."""
+    for ours, theirs in ((student.labels, teacher.labels), (student.lyric_encoder, teacher.lyric_encoder)):
+        if ours is not None and theirs is not None:
+            ours.load_state_dict(theirs.state_dict())
+            ours.requires_grad_(False)
 
 
 def share_embeddings(student: Prior) -> None:

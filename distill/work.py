@@ -1,6 +1,7 @@
 """A work folder: everything that training a stack leaves behind, each part a run that can be stopped and gone on with.
 
-WORK/preset.json              preset, seed, and settings changed with --set: for all runs, from the first on
+WORK/preset.json              preset, seed, settings changed with --set, and the teacher that was given: for all runs,
+                              from the first on
 WORK/corpus/                  the procedural corpus, where no other audio was given
 WORK/vqvae/level_K/           one level of the VQ-VAE; audio.json in it says what it hears
 WORK/codes/                   the code store
@@ -10,19 +11,14 @@ WORK/SYSTEM/level_K/          a prior of one of the paper's systems; shallow/ in
 from __future__ import annotations
 
 import dataclasses
-import os
-import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from tqdm import tqdm
 
-from ..engine import checkpoint
-from ..engine.config import JukeboxConfig
 from ..engine.prior import Prior
 from ..engine.vqvae import VQVAE, fingerprint
 from .audio_crops import AudioCrops
@@ -30,15 +26,16 @@ from .audio_folder import Scan, scan
 from .code_store import CodeStore, StoreError, write_store
 from .code_windows import CodeWindows
 from .corpus import write_corpus
+from .given_teacher import GivenTeacher
 from .growth import deepened
 from .objectives import LayerMatching, NextCode, Objective, SoftTargets
 from .parallel import Processes
-from .preset_file import PRESET, settings_of
+from .preset_file import PRESET, settings_of, teacher_of
 from .presets import PRESETS, Preset
 from .prior import PriorTraining, load_averaged, train_prior
-from .run_folder import FIGURES, check_same, not_written, read_figures, read_json, record, write_figures, write_json
+from .run_folder import FIGURES, check_same, read_figures, read_json, record, write_figures, write_json
 from .settings import differences, plain, refuse_other
-from .student import new_student, share_embeddings
+from .student import hear_as, new_student, share_embeddings
 from .systems import TEACHER, UPSAMPLERS, System, system
 from .trainer import RUN
 from .vqvae import load_level, train_level
@@ -65,19 +62,29 @@ class Work:
     processes: Processes = field(default_factory=Processes)
     # None: the folder's, which are the preset's where nothing else was set.
     settings: Preset | None = None
+    # A trained model whose VQ-VAE and priors are this folder's; None: the folder's, if it was begun with one.
+    teacher: GivenTeacher | None = None
+    # The preset, with the sizes of a teacher that was given, before --set.
+    base: Preset = field(init=False, repr=False)
     _scans: dict[tuple[Path, float], Scan] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.preset_name not in PRESETS:
             raise ValueError(f"no preset {self.preset_name!r}; there are {', '.join(PRESETS)}")
         check_same(self.folder / PRESET, self._made_with)
+        self.teacher = teacher_of(self.folder, self.teacher)
+        self.base = PRESETS[self.preset_name]
+        if self.teacher:
+            self.base = self.teacher.fitted(self.base)
         held = settings_of(self.folder)
         if self.settings is None:
             self.settings = held
             return
         self.settings.check()
+        if self.teacher and self.settings.config != self.teacher.config:
+            raise ValueError(f"--set config: the sizes are those of {self.teacher.folder}")
         if (self.folder / PRESET).exists():
-            self._check_settings(held or PRESETS[self.preset_name])
+            self._check_settings(held or self.base)
 
     def _check_settings(self, held: Preset) -> None:
         """Refuse others than are `held`, unless nothing was made with those."""
@@ -88,7 +95,7 @@ class Work:
     @property
     def changed_settings(self) -> dict[str, Any]:
         """The settings that are not the preset's, by name."""
-        return {name: value for name, value, _ in differences(plain(self.preset), plain(PRESETS[self.preset_name]))}
+        return {name: value for name, value, _ in differences(plain(self.preset), plain(self.base))}
 
     @property
     def _made_with(self) -> dict[str, Any]:
@@ -98,8 +105,12 @@ class Work:
         """Note whose folder it is; before the first run in it."""
         path = self.folder / PRESET
         check_same(path, self._made_with)
-        settings = {} if self.preset == PRESETS[self.preset_name] else {"settings": plain(self.preset)}
-        if self.processes.is_first and read_json(path) != (made_with := self._made_with | settings):
+        made_with = self._made_with
+        if self.preset != self.base:
+            made_with["settings"] = plain(self.preset)
+        if self.teacher:
+            made_with["teacher"] = self.teacher.recorded()
+        if self.processes.is_first and read_json(path) != made_with:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, made_with)
 
@@ -115,7 +126,7 @@ class Work:
 
     @property
     def preset(self) -> Preset:
-        return self.settings or PRESETS[self.preset_name]
+        return self.settings or self.base
 
     @property
     def levels(self) -> range:
@@ -143,8 +154,12 @@ class Work:
         """The same of the network that the teacher grew from; None if it grew from none."""
         return read_figures(self.run_folder(TEACHER, level) / "shallow")
 
+    def is_given(self, name: str) -> bool:
+        """Whether "vqvae" or a system is that of a model that was given."""
+        return self.teacher is not None and name in ("vqvae", TEACHER)
+
     def is_done(self, name: str, level: int) -> bool:
-        return (self.run_folder(name, level) / FIGURES).exists()
+        return self.is_given(name) or (self.run_folder(name, level) / FIGURES).exists()
 
     def write_corpus(self) -> Path:
         corpus = self.preset.corpus
@@ -157,6 +172,7 @@ class Work:
     def train_vqvae(self, level: int, audio: Path, held_out: float | int | None = None) -> dict[str, Any]:
         """Train one level on a folder of audio, unless that is done; what is held out of it as for `scan`, by default
         as of the corpus. The figures. Raises ValueError where the run was begun with other songs."""
+        self._refuse_given("vqvae")
         preset, config = self.preset, self.preset.config.vqvae
         folder, heard = self.run_folder("vqvae", level), self._heard(audio, held_out)
         if self.is_done("vqvae", level):
@@ -192,9 +208,11 @@ class Work:
 
     def vqvae(self, levels: Sequence[int]) -> VQVAE:
         """The trained levels; the others are as initialized. Raises NotTrained."""
+        if self.teacher:
+            return self.teacher.vqvae().to(self.device)
         vqvae = VQVAE(self.preset.config.vqvae)
         for level in levels:
-            self._check(("vqvae", level))
+            self.check(("vqvae", level))
             load_level(self.run_folder("vqvae", level), vqvae, level)
         return vqvae.to(self.device).eval().requires_grad_(False)
 
@@ -228,17 +246,20 @@ class Work:
             raise NotTrained(f"{self.folder} holds no codes yet: run `fastjukebox-train encode` first")
         return CodeStore(self.folder / "codes")
 
-    def windows(self, level: int) -> CodeWindows:
-        """Training windows of one level."""
+    def windows(self, level: int, counted: bool = False) -> CodeWindows:
+        """Training windows of one level. counted: without what priors are told of them, which takes reading weights."""
         config = self.preset.config.priors[level]
         ratio = config.conditioner.upper_ratio if config.conditioner else 1
-        return CodeWindows(self.codes(), level, config.context_len, ratio, self.seed, bool(config.conditioner))
+        codes = self.codes()
+        told = self.teacher.told(level, self.device, codes) if self.teacher and not counted else None
+        return CodeWindows(codes, level, config.window_len, ratio, self.seed, bool(config.conditioner), told)
 
     def train_system(self, name: str, level: int) -> dict[str, Any]:
         """Train the prior of a system at one level. Raises NotTrained where what it needs is not done."""
         recipe, preset = system(name), self.preset
-        self._check(*((need, level) for need in recipe.needs))
-        self._check_codes()
+        self._refuse_given(name)
+        self.check(*((need, level) for need in recipe.needs))
+        self.check_codes()
         for need in recipe.needs:
             self.check_songs(need, level)
         self.claim()
@@ -285,13 +306,17 @@ class Work:
         if recipe.teacher is None:
             config = preset.prior_config(recipe, level)
             prior = deepened(shallow, config.depth) if shallow else Prior(config)
+            if self.teacher:
+                hear_as(prior, self.prior(TEACHER, level))
             return NextCode(prior.to(self.device), computing)
         teacher = self.prior(recipe.teacher, level)
         if recipe.start is None:
             depth = preset.prior_config(recipe, level).depth
             student = new_student(teacher, depth, preset.distillation.copy_layers)
         else:
-            student = self.prior(recipe.start, level).requires_grad_(True).train()
+            student = self.prior(recipe.start, level)
+        student.requires_grad_(True).train()
+        hear_as(student, teacher)
         if preset.distillation.share_embeddings:
             share_embeddings(student)
         kind = LayerMatching if recipe.objective == "layers" else SoftTargets
@@ -299,70 +324,25 @@ class Work:
 
     def prior(self, name: str, level: int) -> Prior:
         """The trained prior of a system, with its averaged weights. Raises NotTrained."""
-        self._check((name, level))
+        self.check((name, level))
+        if self.teacher and name == TEACHER:
+            return self.teacher.prior(level, self.device)
         prior = Prior(self.preset.prior_config(system(name), level))
         load_averaged(self.run_folder(name, level), prior)
         return prior.to(self.device).eval().requires_grad_(False)
 
     def source(self, name: str, level: int, own: Collection[int] | None = None) -> str:
         """The system whose prior stands at a level of the stack of `name`: its own, or that of UPSAMPLERS where it was
-        trained at higher levels only, and at levels that are not among `own`."""
+        trained at higher levels only, and at levels that are not among `own`. With a teacher that was given, that one's
+        at all levels where it was not trained, and at those not among `own`."""
+        if self.teacher:
+            return name if self.is_done(name, level) and (own is None or level in own) else TEACHER
         if own is not None and level not in own:
             return UPSAMPLERS
         trained = [other for other in self.levels if self.is_done(name, other)]
         return name if level in trained or not trained or level > min(trained) else UPSAMPLERS
 
-    def export(
-        self,
-        name: str,
-        out: Path,
-        base: Path | None = None,
-        own: Collection[int] | None = None,
-        overwrite: bool = False,
-    ) -> None:
-        """Write a system's stack as a checkpoint folder that the engine loads (FP16 safetensors); with `base`, another
-        such folder, only the files and tensors that differ from its. `own` as for `source`. What is in `out` beside
-        stays.
-
-        `out` holds no checkpoint, or the one that it held, until the new one is whole.
-
-        Raises:
-            NotTrained: a prior of it is not done.
-            StoreError: the codes that priors were trained on are another VQ-VAE's.
-            ValueError: `out` holds a checkpoint already, and is not to be overwritten, or cannot be written to.
-            OSError: there is no room for it.
-        """
-        config_file, files = checkpoint.CONFIG_FILE, checkpoint.network_files(self.preset.config)
-        if not overwrite and (held := [file for file in (config_file, *files) if (out / file).exists()]):
-            raise ValueError(f"{out / held[0]} exists; give another --out, or --overwrite to replace the checkpoint")
-        if base and out.exists() and base.samefile(out):
-            raise ValueError(f"--base {base} is what is written: give another folder")
-        networks: dict[str, Any] = {checkpoint.VQVAE_FILE: self.vqvae(self.levels)}
-        self._check_codes()
-        priors = [self.prior(self.source(name, level, own), level) for level in reversed(self.levels)]
-        networks |= {checkpoint.prior_file(level): prior for level, prior in enumerate(priors)}
-        config = JukeboxConfig(self.preset.config.vqvae, tuple(prior.config for prior in priors))
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as whole:
-            for file, network in networks.items():
-                new, theirs = Path(whole) / file, base / file if base else None
-                try:
-                    checkpoint.save_network(new, network)
-                    if theirs and theirs.exists() and theirs.read_bytes() != new.read_bytes():
-                        checkpoint.save_network(new, network, base=theirs)
-                except (OSError, SafetensorError) as error:
-                    raise OSError(not_written(out / file, error)) from None
-            # Without its config a folder is no checkpoint.
-            (out / config_file).unlink(missing_ok=True)
-            for file in networks:
-                new = Path(whole) / file
-                if base and (base / file).exists() and (base / file).read_bytes() == new.read_bytes():
-                    (out / file).unlink(missing_ok=True)
-                else:
-                    os.replace(new, out / file)
-        checkpoint.save_config(out, config, os.path.relpath(base, out) if base else None)
-
-    def _check_codes(self) -> None:
+    def check_codes(self) -> None:
         """Raises StoreError where the codes are not those of the VQ-VAE that is there."""
         if not all(self.is_done("vqvae", level) for level in self.levels):
             return
@@ -383,7 +363,14 @@ class Work:
                 "may be what it was trained on. Encode the same songs again, or move it away to train it anew"
             )
 
-    def _check(self, *runs: tuple[str, int]) -> None:
+    def _refuse_given(self, name: str) -> None:
+        if self.teacher and self.is_given(name):
+            raise ValueError(
+                f"{self.folder} has the {name} of {self.teacher.folder}, which is trained already: go on with "
+                f"{'encode' if name == 'vqvae' else 'distill'}"
+            )
+
+    def check(self, *runs: tuple[str, int]) -> None:
         for name, level in runs:
             if not self.is_done(name, level):
                 command = "vqvae" if name == "vqvae" else "distill" if system(name).teacher else "prior"

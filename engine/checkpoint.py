@@ -62,6 +62,16 @@ def network_paths(folder: Path, name: str) -> list[Path]:
     return [own, theirs] if base and SHARED in _metadata(own) else [own]
 
 
+def shared_priors(folder: Path, other: Path) -> list[int]:
+    """The levels whose priors both folders have in the same files, one by way of its base."""
+    levels = range(min(len(load_config(each).priors) for each in (folder, other)))
+    theirs, ours = (
+        [[path.resolve() for path in network_paths(each, prior_file(level))] for level in levels]
+        for each in (folder, other)
+    )
+    return [level for level in levels if theirs[level] == ours[level]]
+
+
 def _metadata(path: Path) -> dict[str, str]:
     try:
         with safe_open(path, framework="pt") as file:

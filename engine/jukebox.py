@@ -64,7 +64,8 @@ class Jukebox:
             if fingerprint(draft.vqvae) != fingerprint(self.vqvae):
                 raise ValueError(f"{draft.folder} cannot draft for {folder}: its codes are those of another VQ-VAE")
             check_drafts(self.config.priors, draft.config.priors)
-            self.backend = with_drafts(self.backend, lambda level: draft.prior(level, resident=False))
+            shared = checkpoint.shared_priors(folder, draft.folder)
+            self.backend = with_drafts(self.backend, lambda level: draft.prior(level, resident=False), shared)
         logger.info("%s on %s in %s with the %s decoder", folder.name, device, _dtype_name(dtype), self.backend.name)
 
     @classmethod
@@ -102,8 +103,8 @@ class Jukebox:
         if name not in DTYPES:
             raise ValueError(f"dtype must be {', '.join(DTYPES)}, not {name!r}")
         dtype = DTYPES[name]
-        drafts = None if draft is None else cls(_model_folder(draft), device, dtype, backend)
-        return cls(_model_folder(path_or_name), device, dtype, backend, drafts)
+        drafts = None if draft is None else cls(model_folder(draft), device, dtype, backend)
+        return cls(model_folder(path_or_name), device, dtype, backend, drafts)
 
     def _kept_bytes(self) -> int:
         if self.device.type != "cuda":
@@ -276,7 +277,7 @@ class Jukebox:
     @classmethod
     def _resumed(cls, run: Run, model: str | Path | None, draft: str | Path | None) -> tuple[Jukebox, Sampling]:
         request = run.request
-        folder = Path(request.model) if model is None else _model_folder(model)
+        folder = Path(request.model) if model is None else model_folder(model)
         try:
             weights = checkpoint.fingerprint(folder)
         except OSError as error:
@@ -390,7 +391,8 @@ class Jukebox:
         return audio[:, : max(0, sampling.samples - offset)]
 
 
-def _model_folder(path_or_name: str | Path) -> Path:
+def model_folder(path_or_name: str | Path) -> Path:
+    """Of a name of MODELS, or a path."""
     return MODELS.get(str(path_or_name), Path(path_or_name).expanduser())
 
 

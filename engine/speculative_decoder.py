@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
@@ -79,9 +79,9 @@ def check_drafts(priors: Sequence[PriorConfig], drafts: Sequence[PriorConfig]) -
                 raise ValueError(f"the level {prior.level} prior and its draft read other lyrics: {ours}, {theirs}")
 
 
-def with_drafts(backend: Backend, drafts: Callable[[int], Prior]) -> Backend:
-    """`backend`, drafting with the prior that `drafts` has for a level where one item is decoded at a time. Raises
-    ValueError if it cannot."""
+def with_drafts(backend: Backend, drafts: Callable[[int], Prior], shared: Collection[int] = ()) -> Backend:
+    """`backend`, drafting with the prior that `drafts` has for a level where one item is decoded at a time; but for
+    levels whose prior is `shared` with the draft. Raises ValueError if it cannot."""
     if not backend.drafts:
         raise ValueError(
             f"drafts are for native and Triton decoders, not for {backend.name}: choose another backend, triton or "
@@ -90,7 +90,7 @@ def with_drafts(backend: Backend, drafts: Callable[[int], Prior]) -> Backend:
 
     def build(prior: Prior, batch: int) -> Decoder:
         # Several items share already what a step reads.
-        if batch > 1:
+        if batch > 1 or prior.config.level in shared:
             return backend.build(prior, batch)
         target, draft = (backend.build(each, batch) for each in (prior, drafts(prior.config.level)))
         return SpeculativeDecoder(cast("CheckingDecoder", target), cast("CheckingDecoder", draft))

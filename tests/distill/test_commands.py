@@ -17,6 +17,7 @@ from fastjukebox.distill import commands
 from fastjukebox.distill import work as work_module
 from fastjukebox.distill.commands import train
 from fastjukebox.distill.dry_run import describe
+from fastjukebox.distill.export import export
 from fastjukebox.distill.parallel import Processes
 from fastjukebox.distill.pipeline import Stage, StageFailed, stages
 from fastjukebox.distill.presets import PRESETS
@@ -64,7 +65,7 @@ def test_an_export_replaces_nothing_unasked(stack, tmp_path, refused):
 
 def test_an_export_that_fails_leaves_the_checkpoint_of_before(stack, tmp_path, monkeypatch):
     work, save_network = Work(stack, "tiny"), checkpoint.save_network
-    work.export("teacher-72", tmp_path)
+    export(work, "teacher-72", tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full(path, network, **settings):
@@ -75,7 +76,7 @@ def test_an_export_that_fails_leaves_the_checkpoint_of_before(stack, tmp_path, m
     monkeypatch.setattr(checkpoint, "save_network", full)
     for out in (tmp_path, tmp_path / "new"):
         with pytest.raises(OSError, match="No space left"):
-            work.export("teacher-72", out, overwrite=True)
+            export(work, "teacher-72", out, overwrite=True)
     assert not any((tmp_path / "new").iterdir())
     (tmp_path / "new").rmdir()
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -120,7 +121,7 @@ def test_a_stack_shares_files_with_its_base(stack, run, tmp_path):
         # Levels 0 and 1 of student-18 are not trained here.
         assert (done.exit_code == 0) == (name == "teacher-72"), done.output
     work = Work(stack, "tiny")
-    work.export("teacher-72", out, base, overwrite=True)
+    export(work, "teacher-72", out, base, overwrite=True)
     assert sorted(path.name for path in out.iterdir()) == ["config.json"]
     params = SamplingParams(seconds=0.1, seed=1)
     whole, shared = (Jukebox.from_pretrained(folder).sample(params) for folder in (base, out))
@@ -129,17 +130,17 @@ def test_a_stack_shares_files_with_its_base(stack, run, tmp_path):
 
 def test_a_student_shares_its_teachers_embeddings_with_it(stack, tmp_path, monkeypatch):
     work, base, out = Work(stack, "tiny"), tmp_path / "base", tmp_path / "base" / "student"
-    work.export("teacher-72", base)
+    export(work, "teacher-72", base)
     # Levels 0 and 1 of student-18 are not trained here.
     monkeypatch.setattr(work, "source", lambda name, level, own=None: name if level == 2 else "teacher-72")
-    work.export("student-18", out, base)
+    export(work, "student-18", out, base)
     assert sorted(path.name for path in out.iterdir()) == ["config.json", "prior_2.safetensors"]
     with safe_open(out / "prior_2.safetensors", "pt") as file:
         assert all(name.startswith("layers.") for name in file.keys())  # noqa: SIM118
     trained, found = work.prior("student-18", 2).half().state_dict(), checkpoint.load_prior(out, 2, dtype=torch.float16)
     assert all(torch.equal(tensor, trained[name]) for name, tensor in found.state_dict().items())
     # Exported again without a base it is whole.
-    work.export("student-18", out, overwrite=True)
+    export(work, "student-18", out, overwrite=True)
     whole = checkpoint.load_prior(out, 2, dtype=torch.float16).state_dict()
     assert all(torch.equal(tensor, trained[name]) for name, tensor in whole.items())
     assert Jukebox.from_pretrained(out).sample(SamplingParams(seconds=0.1, seed=1)).audio.shape[-1] == 4410

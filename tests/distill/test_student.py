@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from fastjukebox.distill.forward import Windows
 from fastjukebox.distill.growth import deepened
 from fastjukebox.distill.objectives import Computing, Distillation, SoftTargets
 from fastjukebox.distill.prior import PriorTraining, prior_optimizer
-from fastjukebox.distill.student import imitated, layer_groups, new_student, share_embeddings
-from fastjukebox.engine.config import ConditionerConfig, PriorConfig
+from fastjukebox.distill.student import imitated, layer_groups, new_student, share_embeddings, student_config
+from fastjukebox.engine.config import PRESETS, ConditionerConfig, PriorConfig
 from fastjukebox.engine.patterns import Pattern
 from fastjukebox.engine.prior import Prior
 from hypothesis import given
@@ -122,7 +123,35 @@ def test_shared_embeddings_are_left_as_they_are(matrix_learning_rate):
     optimizer = prior_optimizer(student, PriorTraining(matrix_learning_rate=matrix_learning_rate))
     codes, upper = torch.randint(64, (2, 32)), torch.randint(64, (2, 16))
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    SoftTargets(student, teacher, Distillation(), Computing())(codes, upper).backward()
+    SoftTargets(student, teacher, Distillation(), Computing())(Windows(codes, upper)).backward()
     optimizer.step()
     for name, tensor in student.state_dict().items():
         assert torch.equal(tensor, before[name]) is not name.startswith("layers."), name
+
+
+@pytest.mark.parametrize("name", ["top-1b-lyrics", "top-5b-lyrics", "top-72", "top-5b"])
+@given(st.integers(3, 72))
+def test_a_student_has_its_share_of_every_pattern_in_the_teachers_order(name, depth):
+    teacher = PRESETS[name]
+    kinds = set(teacher.layer_patterns)
+    if depth < len(kinds):
+        with pytest.raises(ValueError, match=f"a student of {depth} layers cannot have all of row, column"):
+            student_config(teacher, depth)
+        return
+    student = student_config(teacher, depth)
+    for kind in kinds:
+        share = depth * teacher.layer_patterns.count(kind) / teacher.depth
+        count = student.layer_patterns.count(kind)
+        # Rare ones have a layer that others lack.
+        assert count >= 1 and (count == 1 or abs(count - share) < 2), (kind, count, share)
+    assert student.depth == len(student.layer_patterns) == depth
+    if len(kinds) == 3:
+        assert student.pattern_cycle == teacher.pattern_cycle
+    else:
+        last = [group[-1] for group in layer_groups(teacher.layer_patterns, student.layer_patterns)]
+        assert (
+            last == sorted(last) == list(imitated(layer_groups(teacher.layer_patterns, student.layer_patterns), "last"))
+        )
+    # All of the teacher's layers are the teacher.
+    whole = student_config(teacher, teacher.depth)
+    assert whole.layer_patterns == teacher.layer_patterns

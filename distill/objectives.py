@@ -106,6 +106,12 @@ class LayerMatching(WithTeacher):
     """Stage one: mean squared error of hidden states (Eq. 4) and distance of attention maps, each the mean over the
     student's layers and the teacher layers mapped to them; those that attend to lyrics have hidden states alone."""
 
+    def __init__(self, student: Prior, teacher: Prior, settings: Distillation, computing: Computing) -> None:
+        super().__init__(student, teacher, settings, computing)
+        # No gradient reaches it, for which data-parallel processes would wait.
+        if student.own_head is not None:
+            student.own_head.requires_grad_(False)
+
     def losses(self, windows: Windows) -> dict[str, Tensor]:
         student, teacher = self.traces(windows, layers=True)
         errors = [F.mse_loss(ours, theirs) for ours, theirs in zip(student.hidden, teacher.hidden, strict=True)]

@@ -317,6 +317,7 @@ def test_progress_counts_every_code_once(jukebox):
         ({"seconds": -1.0}, "seconds must be above 0"),
         ({"seconds": float("nan")}, "seconds must be above 0"),
         ({"seconds": 1e9}, "at most 43200"),
+        ({"seconds": True}, "seconds must be above 0"),
         ({"seed": -1}, "seed must be a whole number"),
         ({"seed": 2**64}, "seed must be a whole number"),
         ({"num_samples": 0}, "num_samples must be"),
@@ -345,6 +346,11 @@ def test_progress_counts_every_code_once(jukebox):
 def test_senseless_requests_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         SamplingParams(**{"seconds": 1.0, **changes})
+
+
+def test_bounds_are_taken():
+    params = SamplingParams(seconds=12 * 3600, seed=2**64 - 1, temperature=1e-6, top_p=1, hop_fraction=1)
+    assert (params.seconds, params.temperature) == (43200, 1e-6)
 
 
 def test_requests_that_the_model_cannot_meet_are_refused(jukebox):

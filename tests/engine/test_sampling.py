@@ -348,9 +348,12 @@ def test_senseless_requests_are_refused(changes, message):
         SamplingParams(**{"seconds": 1.0, **changes})
 
 
-def test_bounds_are_taken():
-    params = SamplingParams(seconds=12 * 3600, seed=2**64 - 1, temperature=1e-6, top_p=1, hop_fraction=1)
+def test_bounds_are_taken(jukebox):
+    params = SamplingParams(seconds=12 * 3600, seed=2**64 - 1, temperature=1e-6, top_k=2**32 + 1, hop_fraction=1)
     assert (params.seconds, params.temperature) == (43200, 1e-6)
+    # Decoders hold 32 bits.
+    sampling = Sampling(jukebox.config, params, SAMPLES, [no_codes()] * 3)
+    assert [level.top_k for level in sampling.settings] == [37] * 3
 
 
 def test_requests_that_the_model_cannot_meet_are_refused(jukebox):

@@ -6,17 +6,8 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from fastjukebox.engine import (
-    VQVAE,
-    Jukebox,
-    JukeboxConfig,
-    Prior,
-    PriorConfig,
-    SamplingParams,
-    VQVAEConfig,
-    checkpoint,
-)
-from fastjukebox.engine.config import ConditionerConfig
+from fastjukebox.engine import VQVAE, Jukebox, JukeboxConfig, Prior, PriorConfig, SamplingParams, checkpoint
+from fastjukebox.engine.config import ConditionerConfig, VQVAEConfig
 from fastjukebox.engine.decoder import Backend, EagerDecoder, LevelSampling, WindowTask
 from fastjukebox.engine.sampler import Sampling
 from reference_sampler import kept, reference_codes

@@ -136,6 +136,22 @@ def test_all_settings_reach_the_config():
     assert config.pattern_cycle[2:] == (Pattern.PREVIOUS_ROW, Pattern.DENSE)
 
 
+@pytest.mark.parametrize(
+    ("hps", "seconds"),
+    [
+        ({}, (60, 600)),
+        ({"min_duration": None, "max_duration": 300}, (60, 300)),
+        # Older settings of the 5b model with lyrics: in samples.
+        ({"t_ranges": ((1049580.0, 26460000.0), (0.0, 26460000.0), (0.0, 1.0)), "min_duration": 30.0}, (23.8, 600)),
+    ],
+)
+def test_how_long_songs_are_reaches_the_config(hps, seconds):
+    hps = prior_hps(2, labels=True, y_bins=(5, 4), prior_depth=1, **hps)
+    tensors = {"prior.transformer._attn_mods.0.ln_0.bias": torch.ones(1)}
+    labels = prior_config(Model("file", tensors, hps), 2, VQVAE_CONFIG)[0].labels
+    assert (labels.min_seconds, labels.max_seconds, labels.time_bins, labels.genre_slots) == (*seconds, 64, 1)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("half", [False, True])
 def test_labels_and_lyrics_are_converted(tmp_path, networks, files, kind, half):

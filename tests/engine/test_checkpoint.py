@@ -42,6 +42,8 @@ def test_a_network_comes_back_in_the_dtype_it_was_saved_in(tiny_config, tmp_path
             assert tensor.device.type == "cpu" and not tensor.requires_grad
             assert torch.equal(tensor, prior.state_dict()[name].to(dtype).to(wanted)), name
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+    # For everyone, whoever has made it.
+    assert path.stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
@@ -53,7 +55,7 @@ def test_fp16_matrices_that_stay_as_stored_give_what_fp32_gives(tiny_config, tmp
     )
     wide, kept = (checkpoint.load_prior(tmp_path, level, keep_fp16=keep) for keep in (False, True))
     assert wide.dtype == kept.dtype == torch.float32
-    narrow = {name for name, tensor in kept.state_dict().items() if tensor.dtype == torch.float16}
+    narrow = {name for name, tensor in kept.state_dict().items() if tensor.dtype != torch.float32}
     matrices = {f"layers.{i}.{name}.weight" for i in range(kept.config.depth) for name in ("qkv", "proj", "up", "down")}
     assert narrow == (matrices if stored == torch.float16 else set())
     codes = torch.randint(kept.config.codebook_size, (2, kept.config.context_len))

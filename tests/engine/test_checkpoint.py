@@ -303,6 +303,9 @@ def test_tensors_left_to_the_base_are_those_it_had(tiny_model, tiny_config, tmp_
     shutil.copytree(tiny_model, base)
     checkpoint.save_config(folder, tiny_config, "../base")
     prior = checkpoint.load_prior(base, 0)
+    # Numbers that FP16 holds as well.
+    prior.layers[0].up.bias.data.fill_(0.5)
+    checkpoint.save_network(base / name, prior, torch.float32)
     prior.layers[0].up.weight.data.neg_()
     checkpoint.save_network(folder / name, prior, torch.float32, base=base / name)
     assert list(load_file(folder / name)) == ["layers.0.up.weight"]

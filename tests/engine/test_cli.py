@@ -13,6 +13,7 @@ import torch
 from command_line import command
 from fastjukebox.engine import runs
 from fastjukebox.engine.__main__ import main
+from fastjukebox.engine.cli.terminal import clock
 
 RATE = 44100
 # Shorter than a window at every level, and no whole number of codes.
@@ -110,6 +111,10 @@ def test_a_run_takes_no_place_of_other_things(fails):
 def test_every_command_has_help(ok, option):
     for name in ("sample", "continue", "upsample", "resume", "encode", "decode", "convert", "info"):
         assert f"Usage: fastjukebox {name}" in ok(name, option)
+
+
+def test_the_time_left_is_told_as_by_a_clock():
+    assert list(map(clock, (9.4, 59.6, 750, 11_100))) == ["0:09", "1:00", "12:30", "3:05:00"]
 
 
 def test_version(capfd):

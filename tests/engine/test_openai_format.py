@@ -3,14 +3,12 @@
 import dataclasses
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
 from fastjukebox.engine.checkpoint import load_config, load_prior, load_vqvae
-from fastjukebox.engine.config import (
-    PRESETS,
-    VQVAEConfig,
-)
+from fastjukebox.engine.config import PRESETS, VQVAEConfig
 from fastjukebox.engine.openai_config import prior_config, vqvae_config
 from fastjukebox.engine.openai_format import convert, openai_name
 from fastjukebox.engine.openai_pickle import Model, read_model
@@ -117,6 +115,29 @@ def test_settings_in_the_dict_class_of_the_original_are_read(tmp_path, monkeypat
     assert (hps["downs_t"], hps["l_bins"], hps["bandwidth"]) == ((2, 2, 1), 16, {"l2": 0.25, "spec": 2.0})
     assert dict(hps["inner"]) == {"a": 1}
     assert vqvae_config(read_model(path))[0] == VQVAE_CONFIG
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_tensors_of_a_zip_file_are_mapped_and_not_read(tmp_path, networks, legacy):
+    path = save(tmp_path / "vq", vqvae_state(networks[0]), legacy=legacy)
+    model = read_model(path)
+    assert model.tensors and (str(path) in Path("/proc/self/maps").read_text()) != legacy
+
+
+def test_settings_that_are_left_out_are_as_in_the_original():
+    needed = ("downs_t", "strides_t", "emb_width", "l_bins", "width", "depth")
+    vqvae, _ = vqvae_config(Model("file", {}, {name: VQVAE_HPS[name] for name in needed}))
+    assert (vqvae.multipliers, vqvae.conv_ratio, vqvae.sample_rate) == ((1, 1, 1), 1.0, 44100)
+    assert (vqvae.dilation_growth, vqvae.dilation_cycle, vqvae.reverse_decoder_dilation) == (1, None, True)
+    needed = ("n_ctx", "prior_width", "heads", "attn_order", "blocks", "cond_width", "cond_depth")
+    hps = {"prior_depth": 1, **{name: prior_hps(1)[name] for name in needed}}
+    tensors = dict.fromkeys(("prior.transformer._attn_mods.0.ln_0.bias", "conditioner_blocks.0.ln.bias"), torch.ones(1))
+    prior, _ = prior_config(Model("file", tensors, hps), 1, vqvae)
+    assert (prior.attn_ratio, prior.mlp_ratio, prior.scale_residual) == (0.25, 1.0, False)
+    assert (prior.labels, prior.lyrics, prior.separate_head) == (None, None, False)
+    conditioner = prior.conditioner
+    assert (conditioner.conv_ratio, conditioner.scale_residual) == (1.0, False)
+    assert (conditioner.dilation_growth, conditioner.dilation_cycle) == (1, None)
 
 
 def test_all_settings_reach_the_config():

@@ -138,6 +138,11 @@ def test_settings_that_are_left_out_are_as_in_the_original():
     conditioner = prior.conditioner
     assert (conditioner.conv_ratio, conditioner.scale_residual) == (1.0, False)
     assert (conditioner.dilation_growth, conditioner.dilation_cycle) == (1, None)
+    hps |= {"labels": True, "y_bins": (5, 4), "use_tokens": True, "n_tokens": 8, "n_vocab": 11}
+    hps |= {"prime_width": 16, "prime_depth": 1, "prime_heads": 2, "prime_attn_order": 2}
+    tensors.pop("conditioner_blocks.0.ln.bias")
+    encoder = prior_config(Model("file", tensors, hps), 2, vqvae)[0].lyrics.encoder
+    assert (encoder.attn_ratio, encoder.mlp_ratio, encoder.scale_residual, encoder.num_rows) == (0.25, 1.0, False, 1)
 
 
 def test_all_settings_reach_the_config():

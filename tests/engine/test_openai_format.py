@@ -10,7 +10,7 @@ import torch
 from fastjukebox.engine.checkpoint import load_config, load_prior, load_vqvae
 from fastjukebox.engine.config import PRESETS, VQVAEConfig
 from fastjukebox.engine.openai_config import prior_config, vqvae_config
-from fastjukebox.engine.openai_format import convert, openai_name
+from fastjukebox.engine.openai_format import _own_dtype, convert, openai_name
 from fastjukebox.engine.openai_pickle import Model, read_model
 from fastjukebox.engine.patterns import Pattern
 from fastjukebox.engine.prior import Prior
@@ -94,6 +94,21 @@ def test_the_dtype_can_be_chosen(tmp_path, files, networks):
     assert_same(load_file(tmp_path / "out" / "prior_2.safetensors"), networks[3], half=True)
     # The codes that a VQ-VAE finds should not depend on a dtype.
     assert_same(load_file(tmp_path / "out" / "vqvae.safetensors"), networks[0])
+
+
+@pytest.mark.parametrize(
+    ("matrices", "vector", "stored"),
+    [
+        (("float16", "float16"), "float32", "float16"),
+        (("bfloat16", "float32"), "float32", "bfloat16"),
+        (("float16", "bfloat16"), "float32", "float32"),
+        (("float32", "float32"), "float16", "float32"),
+    ],
+)
+def test_a_prior_is_stored_as_its_matrices_are(matrices, vector, stored):
+    tensors = {str(n): torch.zeros(2, 2, dtype=getattr(torch, dtype)) for n, dtype in enumerate(matrices)}
+    tensors["vector"] = torch.zeros(2, dtype=getattr(torch, vector))
+    assert _own_dtype(Model("file", tensors, {})) == getattr(torch, stored)
 
 
 def test_a_prior_beside_the_folder_replaces_the_one_in_it(tmp_path, files, networks):

@@ -53,6 +53,7 @@ def test_a_preset_is_read_as_it_was_written(name):
         (PriorConfig, "depth", None),
         (PriorConfig, "attn_ratio", 0.01),
         (PriorConfig, "attn_ratio", -0.25),
+        (PriorConfig, "attn_ratio", float("inf")),
         (PriorConfig, "mlp_ratio", 0.0),
         (PriorConfig, "pattern_cycle", []),
         (PriorConfig, "pattern_cycle", ["diagonal"]),

@@ -304,7 +304,7 @@ def assign(network: nn.Module, tensors: Iterable[tuple[str, Tensor]], path: Path
                 f"{path}: tensor {name} has shape {tuple(tensor.shape)}, the config asks for {expected[name]}"
             )
         # What a damaged file holds, or what is too large for the dtype, would be sampled as noise without a word.
-        if tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
+        if not all(bound.isfinite() for bound in tensor.aminmax()):
             raise CheckpointError(f"{path}: tensor {name} holds numbers that are not finite in {tensor.dtype}")
         found[name] = tensor
     missing = sorted(set(expected) - set(found))

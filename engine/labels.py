@@ -239,8 +239,8 @@ def _id(
         raise ValueError(
             f"{where} {shown}: the model's folder holds no names, so give ids, or convert it with --names FOLDER"
         )
-    known = {_normalized(name, sizes) for name in table} - {""}
-    close = difflib.get_close_matches(str(part), known, OFFERED) if len(str(part)) < LONGEST_SHOWN else []
+    known = {_normalized(name, sizes) for name in table}
+    close = difflib.get_close_matches(str(part), known, OFFERED)
     hint = f"close to it: {', '.join(close)}" if close else "0 stands for any that is not in its tables"
     raise _UnknownName(f"{where} {shown}{word} is not one that the model knows; {hint}")
 

@@ -138,12 +138,16 @@ def _prior_from_hps(hps: _Settings, level: int, vqvae: VQVAEConfig, conditioned:
     labels = lyrics = conditioner = None
     if hps.get("labels", False):
         genres, artists = hps.integers("y_bins")
-        seconds = {
-            f"{end}_seconds": float(hps.get(f"{end}_duration", default)) for end, default in (("min", 60), ("max", 600))
-        }
+        shortest, longest = hps.get("min_duration", 60), hps.get("max_duration", 600)
+        if ranges := hps.get("t_ranges"):
+            # In samples, in an older version's settings, whose durations are those of songs to train on.
+            (shortest, longest), *_ = ranges
+            rate = hps.integer("sr", vqvae.sample_rate)
+            shortest, longest = shortest / rate, longest / rate
         # Upsamplers are told no time.
         bins = 0 if conditioned else hps.integer("t_bins", 64)
-        labels = LabelConfig(artists, genres, hps.integer("max_bow_genre_size", 1), bins, **seconds)
+        slots = hps.integer("max_bow_genre_size", 1)
+        labels = LabelConfig(artists, genres, slots, bins, float(shortest), float(longest))
     before = bool(hps.get("single_enc_dec", False))
     if before or hps.get("use_tokens", False):
         length, vocabulary = hps.integer("n_tokens"), hps.integer("n_vocab")

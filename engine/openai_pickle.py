@@ -44,7 +44,7 @@ class _Dtype:
         self.code, self.order = code, "="
 
     def __setstate__(self, state: tuple) -> None:
-        self.order = str(state[1]).replace("|", "=")
+        self.order = str(state[1])
 
 
 class _Array:

@@ -198,7 +198,7 @@ class Sampling:
             ValueError: codes out of range, the wrong number of items, or labels that are not for this model.
         """
         levels = len(config.priors)
-        if not 0 <= params.level < levels:
+        if params.level >= levels:
             raise ValueError(f"level {params.level} does not exist; the model has levels 0 to {levels - 1}")
         if levels != config.vqvae.levels:
             raise ValueError(f"sampling needs a prior for each of {config.vqvae.levels} levels, the model has {levels}")

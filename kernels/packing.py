@@ -16,7 +16,7 @@ def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     weight = weight.float()
     scale = weight.abs().amax(dim=0) / 127
-    whole = (weight / scale.clamp_min(torch.finfo(torch.float32).tiny)).round().clamp(-127, 127)
+    whole = (weight / scale.clamp_min(torch.finfo(torch.float32).tiny)).round()
     return whole.to(torch.int8), scale
 
 

@@ -50,7 +50,8 @@ def test_integer_samples_span_minus_one_to_one(dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_tensors_of_any_float_dtype(dtype):
     samples = torch.tensor([[0.5, -0.25], [0.0, 1.0]], dtype=dtype)
-    assert torch.equal(read_audio(samples, RATE), samples.float())
+    for given in (samples, samples.clone().requires_grad_()):
+        assert torch.equal(read_audio(given, RATE), samples.float())
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,8 @@ def test_a_network_comes_back_in_the_dtype_it_was_saved_in(tiny_config, tmp_path
             assert tensor.device.type == "cpu" and not tensor.requires_grad
             assert torch.equal(tensor, prior.state_dict()[name].to(dtype).to(wanted)), name
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+    # For everyone, whoever has made it.
+    assert path.stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
@@ -53,7 +55,7 @@ def test_fp16_matrices_that_stay_as_stored_give_what_fp32_gives(tiny_config, tmp
     )
     wide, kept = (checkpoint.load_prior(tmp_path, level, keep_fp16=keep) for keep in (False, True))
     assert wide.dtype == kept.dtype == torch.float32
-    narrow = {name for name, tensor in kept.state_dict().items() if tensor.dtype == torch.float16}
+    narrow = {name for name, tensor in kept.state_dict().items() if tensor.dtype != torch.float32}
     matrices = {f"layers.{i}.{name}.weight" for i in range(kept.config.depth) for name in ("qkv", "proj", "up", "down")}
     assert narrow == (matrices if stored == torch.float16 else set())
     codes = torch.randint(kept.config.codebook_size, (2, kept.config.context_len))
@@ -301,6 +303,9 @@ def test_tensors_left_to_the_base_are_those_it_had(tiny_model, tiny_config, tmp_
     shutil.copytree(tiny_model, base)
     checkpoint.save_config(folder, tiny_config, "../base")
     prior = checkpoint.load_prior(base, 0)
+    # Numbers that FP16 holds as well.
+    prior.layers[0].up.bias.data.fill_(0.5)
+    checkpoint.save_network(base / name, prior, torch.float32)
     prior.layers[0].up.weight.data.neg_()
     checkpoint.save_network(folder / name, prior, torch.float32, base=base / name)
     assert list(load_file(folder / name)) == ["layers.0.up.weight"]

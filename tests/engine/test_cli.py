@@ -13,6 +13,7 @@ import torch
 from command_line import command
 from fastjukebox.engine import runs
 from fastjukebox.engine.__main__ import main
+from fastjukebox.engine.cli.terminal import clock
 
 RATE = 44100
 # Shorter than a window at every level, and no whole number of codes.
@@ -112,6 +113,10 @@ def test_every_command_has_help(ok, option):
         assert f"Usage: fastjukebox {name}" in ok(name, option)
 
 
+def test_the_time_left_is_told_as_by_a_clock():
+    assert list(map(clock, (9.4, 59.6, 750, 11_100))) == ["0:09", "1:00", "12:30", "3:05:00"]
+
+
 def test_version(capfd):
     assert main(["--version"]) == 0
     assert capfd.readouterr().out == f"fastjukebox {fastjukebox.engine.__version__}\n"
@@ -144,6 +149,8 @@ def test_prompt_seconds_cut_audio_and_runs(ok):
     # 0.06 s are 20.7 codes.
     assert torch.equal(a[:, :21], b[:, :21])
     assert not torch.equal(a, b)
+    # One code at least.
+    ok("continue", "a.run", "c.wav", "--seconds", 0.08, "--level", 2, "--prompt-seconds", 1e-9, "--seed", 9)
 
 
 def test_upsample_keeps_the_coarsest_level_or_those_asked_for(ok, fails):
@@ -155,7 +162,7 @@ def test_upsample_keeps_the_coarsest_level_or_those_asked_for(ok, fails):
     assert [torch.equal(x, y) for x, y in zip(a, b, strict=True)] == [False, False, True]
     assert [torch.equal(x, y) for x, y in zip(a, c, strict=True)] == [False, True, True]
     assert len(read("b.wav")) == len(read("c.wav")) == SAMPLES
-    assert "nothing is left" in fails("upsample", "a.run", "d.wav", "--from-level", 0)
+    assert "level 0 is kept and 0 is asked for" in fails("upsample", "a.run", "d.wav", "--from-level", 0)
     assert "holds level" in fails("upsample", "a.run", "d.wav", "--from-level", 3)
 
 
@@ -171,6 +178,8 @@ def test_one_of_several_pieces_goes_on(ok, fails):
         runs.load_codes(Path("many.run/codes.safetensors"))[2][1, :17].tolist()
     )
     assert "pieces 0 to 2" in fails("upsample", "many.run", "two.wav", "--item", 3)
+    Path("two-1.wav").touch()
+    assert "two-1.wav exists" in fails("upsample", "many.run", "two.wav")
     write_tone("tone.wav", 0.1)
     assert "codes of several pieces" in fails("continue", "tone.wav", "two.wav", "--seconds", 1, "--item", 0)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from fastjukebox.engine import Jukebox, Labels, checkpoint, runs
 from fastjukebox.engine.__main__ import main
+from fastjukebox.engine.cli.labels import Ids
 from labelled_cases import KINDS
 from labelled_models import PARAMS, SECONDS, write_model
 from openai_files import VQVAE_CONFIG, VQVAE_HPS, label_hps, prior_hps, prior_state, save, vqvae_state
@@ -46,6 +47,11 @@ def test_what_is_told_reaches_the_codes(command, folder, monkeypatch):
     for other in ("b", "c"):
         for item in (0, 1):
             assert Path(f"{other}-{item}.wav").read_bytes() == Path(f"a-{item}.wav").read_bytes()
+
+
+def test_one_number_may_be_a_name_and_several_are_ids():
+    assert Ids(False).convert("311", None, None) == "311" and Ids(False).convert("311,4", None, None) == (311, 4)
+    assert Ids(True).convert("3+17,4", None, None) == ((3, 17), (4,))
 
 
 def test_one_id_is_for_all_levels(command, folder):

@@ -8,13 +8,25 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import command
+from fastjukebox.engine import Jukebox, runs
 from fastjukebox.engine import audio as audio_module
-from fastjukebox.engine import runs
 
 RATE = 44100
 # Shorter than a window at every level, and no whole number of codes.
 SECONDS, SAMPLES = 0.02, 882
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError("CUDA")]
+)
+def test_too_little_memory_is_one_line(fails, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Jukebox, "from_pretrained", fail)
+    assert "not enough memory: try a smaller --batch-size or fewer --seconds" in fails("sample", "a.wav")
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(run_cli, ok, monkeypatch):

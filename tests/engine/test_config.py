@@ -53,6 +53,7 @@ def test_a_preset_is_read_as_it_was_written(name):
         (PriorConfig, "depth", None),
         (PriorConfig, "attn_ratio", 0.01),
         (PriorConfig, "attn_ratio", -0.25),
+        (PriorConfig, "attn_ratio", float("inf")),
         (PriorConfig, "mlp_ratio", 0.0),
         (PriorConfig, "pattern_cycle", []),
         (PriorConfig, "pattern_cycle", ["diagonal"]),
@@ -89,6 +90,24 @@ def test_lyrics_in_the_window_leave_room_for_codes():
     with pytest.raises(ValueError, match="context_len 24 leaves no codes beside 24 lyrics"):
         PriorConfig(2, 32, 3, 2, 24, 4, labels=labels, lyrics=lyrics)
     assert PriorConfig(2, 32, 3, 2, 36, 4, labels=labels, lyrics=lyrics).window_len == 12
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"conditioner": ConditionerConfig(width=8, depth=1)},
+        {"labels": LabelConfig(5, 4, 2)},
+        {"separate_head": True},
+    ],
+)
+def test_an_encoder_of_lyrics_reads_nothing_else(told):
+    with pytest.raises(ValueError, match="the encoder of lyrics reads nothing but lyrics"):
+        LyricConfig(79, 12, PriorConfig(0, 32, 3, 2, 12, 4, codebook_size=79, **told))
+
+
+def test_infinitely_many_channels_are_refused():
+    with pytest.raises(ValueError, match="conv_ratio inf leaves no channels"):
+        VQVAEConfig(conv_ratio=float("inf"))
 
 
 def test_no_levels_are_no_vqvae():

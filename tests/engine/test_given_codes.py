@@ -62,6 +62,13 @@ def test_upsampling_composes_nothing_new(jukebox):
         jukebox.upsample([None, None, CODES], SamplingParams(0.09, level=1))
 
 
+def test_all_that_codes_cover_can_be_asked_for(jukebox):
+    # 26 codes of 128 samples; as a float, times the rate, a trifle more.
+    assert 26 * 128 / 44100 * 44100 > 26 * 128
+    result = jukebox.upsample([None, None, CODES[:, :26]], SamplingParams(26 * 128 / 44100, level=1))
+    assert result.audio.shape[1] == 26 * 128
+
+
 def test_results_can_be_compared(jukebox):
     result = jukebox.upsample([None, None, CODES], PARAMS)
     assert result == result

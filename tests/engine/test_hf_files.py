@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -102,6 +103,8 @@ def test_damaged_folders_are_named(tmp_path, stack):
     shard = folder / "pytorch_model-00001-of-00002.bin"
     shard.write_bytes(shard.read_bytes()[:1000])
     refused("00001-of-00002.bin: is truncated or damaged", folder, None, out, presets=presets)
+    write(tmp_path / "whole", tensors | {first: tensors[first].long()}, "safetensors", 1)
+    refused(f"lacks {re.escape(first)}, or holds no floating", tmp_path / "whole", None, out, presets=presets)
     # A prior of other sizes than the published ones needs a preset.
     write(tmp_path / "other", tensors, "safetensors", 1)
     refused(r"the published size \(the file has no hps\) asks for", tmp_path / "other", None, out)

@@ -1,5 +1,6 @@
 """Which priors stay in memory between requests."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,14 @@ def test_small_priors_stay_for_the_next_request(tiny_model, monkeypatch, limit, 
     jukebox = Jukebox.from_pretrained(tiny_model, backend="eager")
     jukebox.sample(FEW)
     assert len(jukebox._priors) == left
+
+
+def test_what_is_in_memory_needs_no_file(tiny_model, tmp_path):
+    jukebox = Jukebox.from_pretrained(shutil.copytree(tiny_model, tmp_path / "model"), backend="eager")
+    expected = jukebox.sample(FEW)
+    for path in (tmp_path / "model").glob("prior_*"):
+        path.unlink()
+    assert torch.equal(jukebox.sample(FEW).audio, expected.audio)
 
 
 def test_a_gpu_keeps_what_takes_a_quarter_of_its_memory(tiny_model, monkeypatch):

@@ -47,6 +47,21 @@ def decode(decoder, task):
     return task.codes
 
 
+@needs_native
+def test_one_thread_computes_what_becomes_of_labels_and_lyrics(randomize, monkeypatch):
+    """Several would round it otherwise."""
+    prior, threads, linear = make_prior(randomize, "encoder", torch.float32), [], reference.linear
+    decoders, task = [EagerDecoder(prior, 1), NativeDecoder(prior, 1)], make_task(prior, batch=1)
+    monkeypatch.setattr(reference, "linear", lambda *args: (threads.append(torch.get_num_threads()), linear(*args))[1])
+    torch.set_num_threads(2)
+    for work in (lambda: make_task(prior), *(lambda one=one: one.prefill(task) for one in decoders)):
+        threads.clear()
+        work()
+        assert set(threads) == {1}
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+
+
 @each_kind
 @pytest.mark.parametrize("chunk", [1, 4, 7, 9, 15, 42])
 def test_chunks_and_codes_one_by_one_equal_the_whole(randomize, kind, chunk):

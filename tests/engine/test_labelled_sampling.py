@@ -186,6 +186,8 @@ def test_labels_are_for_models_that_take_them(tiny_model, jukebox):
         ({"song_seconds": 0}, "song_seconds must be"),
         ({"song_seconds": float("nan")}, "song_seconds must be"),
         ({"song_seconds": "3"}, "song_seconds must be"),
+        ({"song_seconds": True}, "song_seconds must be"),
+        ({"song_seconds": float("inf")}, "song_seconds must be"),
     ],
 )
 def test_labels_of_another_kind_are_refused(values, message):

@@ -39,6 +39,11 @@ def test_a_name_that_some_levels_know_is_an_unknown_one_to_the_others(config, ca
         told(config, Labels("Somebody New"), names, sampled=(True, False, False))
 
 
+def test_of_what_is_long_an_error_shows_the_beginning(config):
+    with pytest.raises(ValueError, match=r"artist 'x{80}'\.\.\.: the model's folder holds no names"):
+        level_labels(Labels("x" * 5000), config, [None] * 3, 0.2, [True] * 3)
+
+
 def test_a_name_of_digits_is_a_name_first(config):
     names = [table._replace(artists={"112": 5, **table.artists}) for table in (NAMES, NAMES, OTHER_NAMES)]
     assert [level.artist for level in told(config, Labels("112"), names)] == [5, 5, 5]

@@ -49,6 +49,13 @@ def test_values_that_are_not_finite_stay_fp32():
         assert not native.holds_fp16(torch.tensor([[value]]))
 
 
+def test_keys_and_values_of_lyrics_stay_within_fp16():
+    for dtype, largest in ((torch.float16, 65504.0), (torch.float32, 1e6)):
+        cache = native.LayerCache(native.LargePages(), 2, 1, 3, 4, dtype)
+        cache.fill(torch.tensor([1e6, -1e6]).view(2, 1, 1, 1, 1).expand(2, 1, 3, 1, 4))
+        assert cache.keys[..., :3].eq(largest).all() and cache.values.eq(-largest).all()
+
+
 @pytest.mark.parametrize("isa", native_library.INSTRUCTION_SETS)
 @pytest.mark.parametrize("batch", [1, 5])
 def test_fp16_storage_gives_the_codes_of_fp32_storage(isa, batch, monkeypatch):

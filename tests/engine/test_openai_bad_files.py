@@ -119,6 +119,8 @@ def test_a_file_without_a_model(tmp_path):
     refused(r"file: holds a list", tmp_path / "file", None, tmp_path / "o")
     torch.save({"model": {"a": 3}}, tmp_path / "file")
     refused(r"file: `model` holds a, a int", tmp_path / "file", None, tmp_path / "o")
+    torch.save({"model": {"a": torch.eye(3).to_sparse()}}, tmp_path / "file")
+    refused(r"file: `model` holds a, .* dense floating-point", tmp_path / "file", None, tmp_path / "o")
 
 
 def test_a_file_of_the_wrong_part_or_level(tmp_path, files):

@@ -3,16 +3,14 @@
 import dataclasses
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
 from fastjukebox.engine.checkpoint import load_config, load_prior, load_vqvae
-from fastjukebox.engine.config import (
-    PRESETS,
-    VQVAEConfig,
-)
+from fastjukebox.engine.config import PRESETS, VQVAEConfig
 from fastjukebox.engine.openai_config import prior_config, vqvae_config
-from fastjukebox.engine.openai_format import convert, openai_name
+from fastjukebox.engine.openai_format import _own_dtype, convert, openai_name
 from fastjukebox.engine.openai_pickle import Model, read_model
 from fastjukebox.engine.patterns import Pattern
 from fastjukebox.engine.prior import Prior
@@ -98,6 +96,21 @@ def test_the_dtype_can_be_chosen(tmp_path, files, networks):
     assert_same(load_file(tmp_path / "out" / "vqvae.safetensors"), networks[0])
 
 
+@pytest.mark.parametrize(
+    ("matrices", "vector", "stored"),
+    [
+        (("float16", "float16"), "float32", "float16"),
+        (("bfloat16", "float32"), "float32", "bfloat16"),
+        (("float16", "bfloat16"), "float32", "float32"),
+        (("float32", "float32"), "float16", "float32"),
+    ],
+)
+def test_a_prior_is_stored_as_its_matrices_are(matrices, vector, stored):
+    tensors = {str(n): torch.zeros(2, 2, dtype=getattr(torch, dtype)) for n, dtype in enumerate(matrices)}
+    tensors["vector"] = torch.zeros(2, dtype=getattr(torch, vector))
+    assert _own_dtype(Model("file", tensors, {})) == getattr(torch, stored)
+
+
 def test_a_prior_beside_the_folder_replaces_the_one_in_it(tmp_path, files, networks):
     other = dataclasses.replace(PRIOR_CONFIGS[2], depth=2)
     path = save(tmp_path / "top", prior_state(Prior(other)), prior_hps(2, prior_depth=2))
@@ -119,6 +132,34 @@ def test_settings_in_the_dict_class_of_the_original_are_read(tmp_path, monkeypat
     assert vqvae_config(read_model(path))[0] == VQVAE_CONFIG
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_tensors_of_a_zip_file_are_mapped_and_not_read(tmp_path, networks, legacy):
+    path = save(tmp_path / "vq", vqvae_state(networks[0]), legacy=legacy)
+    model = read_model(path)
+    assert model.tensors and (str(path) in Path("/proc/self/maps").read_text()) != legacy
+
+
+def test_settings_that_are_left_out_are_as_in_the_original():
+    needed = ("downs_t", "strides_t", "emb_width", "l_bins", "width", "depth")
+    vqvae, _ = vqvae_config(Model("file", {}, {name: VQVAE_HPS[name] for name in needed}))
+    assert (vqvae.multipliers, vqvae.conv_ratio, vqvae.sample_rate) == ((1, 1, 1), 1.0, 44100)
+    assert (vqvae.dilation_growth, vqvae.dilation_cycle, vqvae.reverse_decoder_dilation) == (1, None, True)
+    needed = ("n_ctx", "prior_width", "heads", "attn_order", "blocks", "cond_width", "cond_depth")
+    hps = {"prior_depth": 1, **{name: prior_hps(1)[name] for name in needed}}
+    tensors = dict.fromkeys(("prior.transformer._attn_mods.0.ln_0.bias", "conditioner_blocks.0.ln.bias"), torch.ones(1))
+    prior, _ = prior_config(Model("file", tensors, hps), 1, vqvae)
+    assert (prior.attn_ratio, prior.mlp_ratio, prior.scale_residual) == (0.25, 1.0, False)
+    assert (prior.labels, prior.lyrics, prior.separate_head) == (None, None, False)
+    conditioner = prior.conditioner
+    assert (conditioner.conv_ratio, conditioner.scale_residual) == (1.0, False)
+    assert (conditioner.dilation_growth, conditioner.dilation_cycle) == (1, None)
+    hps |= {"labels": True, "y_bins": (5, 4), "use_tokens": True, "n_tokens": 8, "n_vocab": 11}
+    hps |= {"prime_width": 16, "prime_depth": 1, "prime_heads": 2, "prime_attn_order": 2}
+    tensors.pop("conditioner_blocks.0.ln.bias")
+    encoder = prior_config(Model("file", tensors, hps), 2, vqvae)[0].lyrics.encoder
+    assert (encoder.attn_ratio, encoder.mlp_ratio, encoder.scale_residual, encoder.num_rows) == (0.25, 1.0, False, 1)
+
+
 def test_all_settings_reach_the_config():
     hps = {
         **VQVAE_HPS,
@@ -134,6 +175,22 @@ def test_all_settings_reach_the_config():
     config, _ = prior_config(Model("file", {"prior.transformer._attn_mods.0.ln_0.bias": torch.ones(1)}, hps), 2, config)
     assert (config.attn_width, config.mlp_width, config.scale_residual, config.row_len) == (8, 32, True, 4)
     assert config.pattern_cycle[2:] == (Pattern.PREVIOUS_ROW, Pattern.DENSE)
+
+
+@pytest.mark.parametrize(
+    ("hps", "seconds"),
+    [
+        ({}, (60, 600)),
+        ({"min_duration": None, "max_duration": 300}, (60, 300)),
+        # Older settings of the 5b model with lyrics: in samples.
+        ({"t_ranges": ((1049580.0, 26460000.0), (0.0, 26460000.0), (0.0, 1.0)), "min_duration": 30.0}, (23.8, 600)),
+    ],
+)
+def test_how_long_songs_are_reaches_the_config(hps, seconds):
+    hps = prior_hps(2, labels=True, y_bins=(5, 4), prior_depth=1, **hps)
+    tensors = {"prior.transformer._attn_mods.0.ln_0.bias": torch.ones(1)}
+    labels = prior_config(Model("file", tensors, hps), 2, VQVAE_CONFIG)[0].labels
+    assert (labels.min_seconds, labels.max_seconds, labels.time_bins, labels.genre_slots) == (*seconds, 64, 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

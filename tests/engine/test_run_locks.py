@@ -1,6 +1,8 @@
 """One process at a time works on a run."""
 
 import dataclasses
+import errno
+import fcntl
 import os
 import signal
 import time
@@ -28,6 +30,51 @@ def test_a_forked_process_does_not_keep_a_run(run):
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_a_forked_process_does_not_end_it_for_its_parent(run):
+    run.acquire()
+    child = os.fork()
+    if not child:
+        run.release()
+        os._exit(0)
+    os.waitpid(child, 0)
+    with pytest.raises(RunError, match="being worked on"):
+        Run.open(run.folder).acquire()
+    run.release()
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOLCK])
+def test_a_lock_that_is_not_had_holds_no_file(run, monkeypatch, number):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(fcntl, "flock", fail)
+    if number == errno.EAGAIN:
+        with pytest.raises(RunError, match="being worked on"):
+            run.acquire()
+    else:
+        # A file system without locks.
+        run.acquire()
+    assert len(os.listdir("/proc/self/fd")) == before
+    run.release()
+
+
+def test_a_run_that_cannot_be_gone_on_with_is_let_go(run, monkeypatch):
+    failures, read = [], Run.open
+    with pytest.raises(RunError, match="needs its model") as failure:
+        Jukebox.resume(run.folder)
+    failures.append(failure.value)
+    Run.open(run.folder).acquire()
+    requests = iter([read(run.folder)])
+    monkeypatch.setattr(Run, "open", lambda folder: next(requests))
+    with pytest.raises(StopIteration) as failure:
+        Run.reopen(run.folder)
+    failures.append(failure.value)
+    read(run.folder).acquire()
+    # Who has the errors has what they came from, and that not the run.
+    assert len(failures) == 2
 
 
 def test_one_at_a_time_works_on_a_run(run, tiny_model, tmp_path):

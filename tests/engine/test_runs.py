@@ -67,6 +67,15 @@ def test_a_save_that_is_killed_leaves_the_old_codes(run, monkeypatch, step):
     assert len(list(run.folder.iterdir())) == 2
 
 
+def test_what_takes_the_old_codes_place_is_on_disk_before_and_the_change_after(run, monkeypatch):
+    done, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append(os.readlink(f"/proc/self/fd/{file}")), sync(file)))
+    monkeypatch.setattr(os, "replace", lambda new, old: (done.append((str(new), str(old))), replace(new, old)))
+    run.save(NEW)
+    folder, new = str(run.folder), str(run.folder / ".codes.safetensors.new")
+    assert done == [new, (new, str(run.folder / "codes.safetensors")), folder]
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO])
 def test_a_save_that_fails_says_why_and_leaves_the_old_codes(run, monkeypatch, number):
     def fail(*_):

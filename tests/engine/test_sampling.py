@@ -6,17 +6,8 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from fastjukebox.engine import (
-    VQVAE,
-    Jukebox,
-    JukeboxConfig,
-    Prior,
-    PriorConfig,
-    SamplingParams,
-    VQVAEConfig,
-    checkpoint,
-)
-from fastjukebox.engine.config import ConditionerConfig
+from fastjukebox.engine import VQVAE, Jukebox, JukeboxConfig, Prior, PriorConfig, SamplingParams, checkpoint
+from fastjukebox.engine.config import ConditionerConfig, VQVAEConfig
 from fastjukebox.engine.decoder import Backend, EagerDecoder, LevelSampling, WindowTask
 from fastjukebox.engine.sampler import Sampling
 from reference_sampler import kept, reference_codes
@@ -317,6 +308,7 @@ def test_progress_counts_every_code_once(jukebox):
         ({"seconds": -1.0}, "seconds must be above 0"),
         ({"seconds": float("nan")}, "seconds must be above 0"),
         ({"seconds": 1e9}, "at most 43200"),
+        ({"seconds": True}, "seconds must be above 0"),
         ({"seed": -1}, "seed must be a whole number"),
         ({"seed": 2**64}, "seed must be a whole number"),
         ({"num_samples": 0}, "num_samples must be"),
@@ -345,6 +337,14 @@ def test_progress_counts_every_code_once(jukebox):
 def test_senseless_requests_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         SamplingParams(**{"seconds": 1.0, **changes})
+
+
+def test_bounds_are_taken(jukebox):
+    params = SamplingParams(seconds=12 * 3600, seed=2**64 - 1, temperature=1e-6, top_k=2**32 + 1, hop_fraction=1)
+    assert (params.seconds, params.temperature) == (43200, 1e-6)
+    # Decoders hold 32 bits.
+    sampling = Sampling(jukebox.config, params, SAMPLES, [no_codes()] * 3)
+    assert [level.top_k for level in sampling.settings] == [37] * 3
 
 
 def test_requests_that_the_model_cannot_meet_are_refused(jukebox):

@@ -7,18 +7,21 @@ import pytest
 ASK = ("sample", "song.wav", "--seconds", 0.02, "--seed", 3, "--samples")
 
 
-@pytest.mark.parametrize("count, pieces", [(2, 3), (3, 3)])
-def test_shares_together_are_what_one_process_samples(ok, monkeypatch, count, pieces):
-    ok(*ASK, pieces)
+@pytest.mark.parametrize(
+    "count, pieces, more, run",
+    [(2, 3, (), "song-part{}.run"), (3, 3, ("--first-item", 4, "--run", "own"), "own-part{}")],
+)
+def test_shares_together_are_what_one_process_samples(ok, monkeypatch, count, pieces, more, run):
+    ok(*ASK, pieces, *more)
     whole = [Path(f"song-{item}.wav").read_bytes() for item in range(pieces)]
     assert len(set(whole)) == pieces
     shared = []
     monkeypatch.setenv("WORLD_SIZE", str(count))
     for rank in range(count):
         monkeypatch.setenv("RANK", str(rank))
-        ok(*ASK, pieces)
+        ok(*ASK, pieces, *more)
         files = sorted(Path().glob(f"song-part{rank}*.wav"))
-        assert Path(f"song-part{rank}.run").is_dir() and files
+        assert Path(run.format(rank)).is_dir() and files
         shared += [path.read_bytes() for path in files]
     assert shared == whole
 

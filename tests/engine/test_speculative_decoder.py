@@ -91,6 +91,15 @@ def test_codes_are_those_of_the_decoder_without_drafts(
         assert decoder.right == decoder.written
 
 
+@pytest.mark.usefixtures("always_drafts")
+def test_nothing_is_left_of_the_window_before():
+    prior = make_prior()
+    decoder = SpeculativeDecoder(NativeDecoder(prior, 1), NativeDecoder(nearly(prior, 0.0), 1))
+    for seed, prompt_len in ((1, 0), (2, 40)):
+        decode(decoder, make_task(prior, 1, prompt_len, seed=seed))
+    assert decoder.right == decoder.written == 96 + 56
+
+
 @pytest.mark.parametrize("isa", native_library.INSTRUCTION_SETS)
 @pytest.mark.parametrize("int8", [False, True])
 def test_every_instruction_set_checks_drafts_alike(isa, int8):

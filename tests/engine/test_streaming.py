@@ -55,7 +55,7 @@ def test_a_streamed_file_is_written_and_not_kept(ok, monkeypatch):
     monkeypatch.setattr(Jukebox, "stream", watched)
     margins = VQVAE.block_codes
     monkeypatch.setattr(VQVAE, "block_codes", lambda self, level: (48, margins(self, level)[1]))
-    ok("sample", "a.wav", "--stream", "--seconds", "0.1")
+    ok("sample", "a.WAV", "--stream", "--seconds", "0.1")
     # The first one, the one before, and this.
     assert len(chunks) > 6 and max(alive) <= 3
-    assert soundfile.info("a.wav").frames == 4410
+    assert soundfile.info("a.WAV").frames == 4410

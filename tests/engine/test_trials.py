@@ -60,6 +60,18 @@ def test_one_slow_call_changes_nothing():
     assert team.best == 2
 
 
+def test_what_was_long_ago_does_not_count():
+    team = TeamSize(1)
+    for seconds in (9.0, 9.0, 9.0, 9.0, 1.0, 1.0):
+        team.measured(1, 1, seconds)
+    assert team.cost(1) == 1.0
+
+
+def test_a_count_is_tried_three_times_after_a_single_step(monkeypatch):
+    chosen, _ = simulated(TeamSize(2), lambda threads: 1e-4 * threads, 8, monkeypatch)
+    assert chosen == [1, 2, 2, 2, 2, 1, 1, 1]
+
+
 def test_one_thread_has_no_choice(monkeypatch):
     assert set(simulated(TeamSize(1), lambda threads: 1e-4, 50, monkeypatch)[0]) == {1}
 

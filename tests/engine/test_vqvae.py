@@ -6,7 +6,7 @@ import pytest
 import torch
 from fastjukebox.engine import Jukebox
 from fastjukebox.engine.config import VQVAEConfig
-from fastjukebox.engine.vqvae import VQVAE
+from fastjukebox.engine.vqvae import VQVAE, fingerprint
 
 CONFIGS = {
     "three_levels": VQVAEConfig(codebook_size=40, code_dim=6, width=6, depth=2),
@@ -169,6 +169,13 @@ def test_margins_cover_what_the_network_looks_at_and_little_more(name, level):
     seen = torch.autograd.grad(encoded, audio)[0][0, 0].nonzero().flatten() // ratio
     reach += [middle - seen.min().item(), seen.max().item() - middle]
     assert max(reach) <= margin <= max(reach) + 4
+
+
+def test_codes_of_earlier_versions_are_known_by_the_same_fingerprint():
+    vqvae = VQVAE(CONFIGS["three_levels"])
+    for number, tensor in enumerate(vqvae.state_dict().values()):
+        tensor.fill_(number)
+    assert fingerprint(vqvae) == "99bd3c8b8f9c76ea"
 
 
 def test_samples_per_code():

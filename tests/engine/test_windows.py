@@ -3,10 +3,13 @@
 import dataclasses
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
+from fastjukebox.engine import SamplingParams
 from fastjukebox.engine.config import ConditionerConfig, JukeboxConfig, PriorConfig, VQVAEConfig
-from fastjukebox.engine.windows import LevelPlan, level_windows, plan_levels, schedule, window_starts
+from fastjukebox.engine.sampler import _Meter
+from fastjukebox.engine.windows import LevelPlan, Window, level_windows, plan_levels, schedule, window_starts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -190,6 +193,34 @@ def test_levels_cover_the_target_in_whole_top_codes(request_):
 )
 def test_short_targets_ask_for_longer_upper_levels(tiny_config, samples, lengths):
     assert [plan.length for plan in plan_levels(tiny_config, samples, HOPS, [0, 0, 0])] == lengths
+
+
+def test_levels_between_are_whole_top_codes_too(tiny_config):
+    """Else the next level's last window would begin within one of its upper codes."""
+    bottom = dataclasses.replace(tiny_config.priors[0], context_len=36)
+    config = dataclasses.replace(tiny_config, priors=(bottom, *tiny_config.priors[1:]))
+    # 36 codes are 9 of level 1, which are more than 2 of level 2.
+    assert [plan.length for plan in plan_levels(config, 1, (1.0, 1.0, 1.0), [0, 0, 0])] == [16, 12, 8]
+
+
+def test_windows_move_as_in_the_original_unless_asked_otherwise():
+    assert SamplingParams().per_level("hop_fraction", 3) == HOPS
+
+
+@pytest.mark.parametrize(("width", "at_most"), [(32, 2.0), (2048, 1.0)])
+def test_the_time_left_follows_the_work_left(tiny_config, monkeypatch, width, at_most):
+    now, reports = iter([10.0, 12.0, 14.0, 16.0]), []
+    monkeypatch.setattr("fastjukebox.engine.sampler.time", SimpleNamespace(monotonic=lambda: next(now)))
+    top = dataclasses.replace(tiny_config.priors[2], width=width)
+    config = dataclasses.replace(tiny_config, priors=(*tiny_config.priors[:2], top))
+    meter = _Meter([Window(2, 0, 0, 12, 0), Window(1, 0, 0, 12, 3)], config, 2, reports.append)
+    for level, codes in ((2, 24), (1, 12), (1, 12)):
+        meter.add(level, codes)
+    assert [(report.done, report.total) for report in reports] == [(24, 48), (36, 48), (48, 48)]
+    if width == 32:
+        assert [report.eta for report in reports] == pytest.approx([2.0, 4 / 3, 0.0])
+    # A code of a wide level is more work.
+    assert 0 < reports[0].eta <= at_most
 
 
 def test_a_preview_asks_for_nothing_below_it(tiny_config):

@@ -100,10 +100,11 @@ def test_a_check_ends_with_the_limit(device):
 
 
 @pytest.mark.parametrize("limit", [12, 16, 32])
-def test_a_check_too_many_finds_the_last_code_again(device, limit):
+@pytest.mark.parametrize("guessed", [3, 7])
+def test_a_check_too_many_finds_the_last_code_again(device, limit, guessed):
     case = make(8, 4, 4, limit, limit, [], [7])
-    # What the draft has guessed there meanwhile.
-    case.codes[0, limit - 1] = 3
+    # What the draft has guessed there meanwhile; it counts for nothing if it is right.
+    case.codes[0, limit - 1] = guessed
     begun, ended = assert_same(case, device)
     assert begun["positions"].tolist() == [limit - 1] * 4
     assert ended["codes"][0, limit - 1].item() == 7

@@ -41,6 +41,17 @@ def test_the_result_may_replace_the_input(device):
     assert torch.equal(args["x"], apart)
 
 
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e3])
+def test_small_and_large_inputs_keep_their_bits_beside_fp16_weights(device, size):
+    args = {key: value.to(device) for key, value in make(2, 128, 16).items() if isinstance(value, torch.Tensor)}
+    for key in ("x", "h", "bias"):
+        args[key] = torch.zeros_like(args[key])
+    args |= {"hidden": size * torch.rand_like(args["hidden"]), "weight": args["weight"].half(), "scale": None}
+    fused.down_residual(**args)
+    hidden, weight = args["hidden"].double(), args["weight"].double()
+    assert ((args["out"] - hidden @ weight).abs() <= 2**-18 * (hidden @ weight.abs())).all()
+
+
 @shapes.few_examples
 @given(shapes.batches, shapes.widths, shapes.widths, shapes.kinds, st.floats(0.01, 2.0))
 def test_any_shape(device, batch, hidden, width, kind, res_scale):

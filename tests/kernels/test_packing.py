@@ -31,6 +31,8 @@ def test_inputs_of_int8_products_are_rounded_as_finely_as_32_bits_allow(count, s
     largest = x.abs().amax(dim=1, keepdim=True)
     # Between 2^(size - 1) and 2^size steps; none is off by more than half of one.
     assert ((found - x).abs() <= largest * 2.0**-size).all() and torch.equal(found[2], x[2])
+    steps = found / 2.0 ** (torch.frexp(largest).exponent - size)
+    assert torch.equal(steps, steps.round())
     assert 127 * 2**size * count < 2**31 <= 127 * 2 ** (size + 1) * count or size == 14
 
 

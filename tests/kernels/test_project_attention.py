@@ -26,8 +26,9 @@ def test_stored_dtypes(device, kind):
 
 
 @pytest.mark.parametrize("parts", [1, 3])
-def test_parts_without_keys_count_for_nothing(device, parts):
-    args = make(batch=3, parts=parts)
+@pytest.mark.parametrize("heads", [2, 3])
+def test_parts_without_keys_count_for_nothing(device, parts, heads):
+    args = make(batch=3, parts=parts, heads=heads)
     # One part without keys, and one item without any.
     for key, value in (("peaks", float("-inf")), ("masses", 0.0), ("sums", 0.0)):
         args[key][0, 0], args[key][1] = value, value

@@ -106,6 +106,21 @@ def test_peers_are_paired_by_their_settings_with_a_row_or_without():
     assert [(c.old, c.new, c.verdict) for c in found] == [(1.0, 2.0, "slower")]
 
 
+@pytest.mark.parametrize("key", ["threads", "values", "batch", "context"])
+def test_peers_of_other_settings_are_other_rows(key):
+    old = {
+        "bench": "peers",
+        "depth": 72,
+        "values": "fp16",
+        "batch": 1,
+        "context": 64,
+        **HERE,
+        "native_ms": q(1.0, 0.01),
+    }
+    with pytest.raises(ValueError, match="no row is in both"):
+        compare.report([old], [old | {key: 7}])
+
+
 def test_requests_of_other_lengths_and_decoders_are_not_paired():
     short = {"bench": "table1", "row": "demo 18 layers", "depth": 18, "sizes": "demo", "backend": "native", **HERE}
     short |= {"audio_seconds": 4.0, "total_s": q(4.0, 0.01)}

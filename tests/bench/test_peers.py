@@ -1,7 +1,9 @@
 """Peers: the growing cache gives the codes of the eager decoder; checks that stop a comparison; records."""
 
+import argparse
 import dataclasses
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,6 +100,26 @@ def test_a_record_for_each_batch_with_windows(tmp_path, capsys):
         assert set(r["eager_over_growing-cache"]) == {"p20", "p50", "p80"}
         assert not any(key.endswith("_speedup") for key in r)
     assert "growing-cache_window_ms" in capsys.readouterr().out
+
+
+def test_figures_are_milliseconds_and_ratios_within_rounds(monkeypatch):
+    times = {"transformers": [0.08, 0.06], "growing-cache": [0.02, 0.04], "native": [0.001, 0.003]}
+    monkeypatch.setattr(peers, "Comparison", lambda *_: SimpleNamespace(steps=lambda *_: times))
+    args = argparse.Namespace(backends=["native"], values="fp16", device="cpu", rounds=2, steps=10, window=None)
+    found = peers.measure(args, TINY, list(peers.PEERS), 1)
+    assert {name: value["p50"] for name, value in found.items()} == {
+        **{"transformers_ms": 70.0, "growing-cache_ms": 30.0, "native_ms": 2.0},
+        **{"growing-cache_speedup": 2.75, "native_speedup": 50.0, "native_over_growing-cache": 16.667},
+    }
+
+
+def test_a_faster_sampler_takes_more_steps_a_round(monkeypatch):
+    comparison = peers.Comparison(TINY, ["growing-cache"], ["eager"], 1, "fp16", torch.device("cpu"))
+    trial = iter((1.0, 0.5))
+    monkeypatch.setattr(peers, "seconds", lambda run, device: run() or next(trial))
+    monkeypatch.setattr(harness, "seconds", lambda run, device: run() or 1.0)
+    # After 2 steps each of the 23 that remain, rounds and one to warm up have 5 at most.
+    assert comparison.steps(3, 2) == {"growing-cache": [1 / 2] * 3, "eager": [1 / 4] * 3}
 
 
 def test_a_window_is_the_prompt_and_all_of_the_other_half(monkeypatch):

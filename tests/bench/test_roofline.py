@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -126,6 +127,28 @@ def test_records_hold_what_tables_read(tmp_path, capsys, monkeypatch):
         if "card" in r:
             assert r["estimated"] is True and r["published_gb_per_s"] == roofline.CARDS[r["card"]]
             assert r["row"] == f"what-if {r['card']} {r['depth']} layers {r['model']} fp16"
+
+
+@pytest.mark.parametrize("script", [roofline, decode])
+def test_floors_and_shares_are_of_the_bandwidth_in_the_same_round(monkeypatch, script):
+    """8 MB a step; 10 steps in 4 and 2 ms are 400 and 200 us; reads of 1 GB in 50 and 100 ms are 20 and 10 GB/s."""
+    times = {"decode": [0.004, 0.002], "read": [0.05, 0.1], "bandwidth": [0.05, 0.1], "copy": [0.2, 0.2]}
+    stepping = SimpleNamespace(config=ODD, conditioned=True, steps=10, first=30, turn=None, middle=lambda: 0)
+    monkeypatch.setattr(script, "Stepping", lambda *_: stepping)
+    monkeypatch.setattr(script, "rounds_of", lambda *_: times)
+    for module in (decode, roofline):
+        monkeypatch.setattr(module, "step_parts", lambda *_: {"head": 3_000_000, "vectors": 5_000_000})
+    mover = SimpleNamespace(nbytes=10**9, run=None)
+    movers = (mover, mover) if script is roofline else (mover,)
+    found = script.measure(decode.Case("eager", "1x32", "fp32", 3), torch.device("cpu"), *movers, 2, 0.1)
+    middles = {name: value["p50"] for name, value in found.items() if isinstance(value, dict) and "p50" in value}
+    # The floors are 400 and 800 us.
+    expected = {"us_per_step": 300.0, "percent": 250.0}
+    if script is roofline:
+        expected |= {"read_gb_per_s": 15.0, "copy_gb_per_s": 5.0, "floor_us": 600.0}
+    else:
+        expected |= {"steps_per_s": 3750.0, "codes_per_s": 11250.0, "gb_per_s": 30.0, "bandwidth_gb_per_s": 15.0}
+    assert middles == expected and found["bytes_per_step"] == 8_000_000
 
 
 def test_a_size_that_there_is_not_is_refused(capsys):

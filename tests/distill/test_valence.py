@@ -255,8 +255,9 @@ def test_crops_are_balanced_and_depend_on_the_step_alone(toy):
     songs = [song for song in read_quadrants(toy) if song.quadrant or song.path.name == "AP-0.wav"]
     one, other = (LabelledCrops(songs, CONFIG.mel, CONFIG.crop_samples, 5) for _ in range(2))
     one.batch(0, 8)
-    audio, quadrants = one.batch(3, 8)
-    assert audio.shape == (8, CONFIG.crop_samples) and sorted(quadrants.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
+    audio, _ = one.batch(3, 8)
+    assert audio.shape == (8, CONFIG.crop_samples)
+    assert all(sorted(one.batch(step, 8)[1].tolist()) == [0, 0, 1, 1, 2, 2, 3, 3] for step in range(4))
     assert torch.equal(audio, other.batch(3, 8)[0]) and not torch.equal(audio, one.batch(4, 8)[0])
 
 

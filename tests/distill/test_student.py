@@ -90,7 +90,7 @@ def test_student_starts_from_the_teachers_embeddings_and_conditioner(copied):
     # Groups are (0, 3, 6, 9), (1, 4, 7, 10), (2, 5, 8, 11); one layer of each adds more than the others.
     strongest = (3, 10, 2)
     with torch.no_grad():
-        for index, name in zip(strongest, ("down", "proj", "down")):
+        for index, name in zip(strongest, ("proj", "down", "proj")):
             getattr(teacher.layers[index], name).weight.add_(1)
     student = new_student(teacher, 3, copied)
     shared = [name for name, _ in student.named_parameters() if not name.startswith("layers.")]

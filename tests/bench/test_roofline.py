@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fastjukebox.bench import bandwidth, decode, harness, roofline
+from fastjukebox.bench import attention, bandwidth, decode, harness, ops, prefill, roofline
 from fastjukebox.bench.step_bytes import PARTS, bytes_by_part
 from fastjukebox.engine.config import LabelConfig, LyricConfig, PriorConfig
 from fastjukebox.engine.native_decoder import NativeDecoder
@@ -149,6 +149,42 @@ def test_floors_and_shares_are_of_the_bandwidth_in_the_same_round(monkeypatch, s
     else:
         expected |= {"steps_per_s": 3750.0, "codes_per_s": 11250.0, "gb_per_s": 30.0, "bandwidth_gb_per_s": 15.0}
     assert middles == expected and found["bytes_per_step"] == 8_000_000
+
+
+def test_shares_of_operations_are_of_the_rate_in_the_same_round(monkeypatch):
+    """2 calls of 3 MB in 2 and 4 ms are 3 and 1.5 GB/s, beside 10 and 20 GB/s."""
+    times = {"triton": [0.002, 0.004], "reference": [0.006, 0.02]}
+    rates = {"bandwidth": [0.1, 0.05]}
+    call, mover = ops.Call(None, 2, 3_000_000), SimpleNamespace(nbytes=10**9, run=None)
+    monkeypatch.setattr(ops, "prepare", lambda *_: call)
+    prepared = attention.Prepared(dict.fromkeys(times), {}, 2, 3_000_000)
+    monkeypatch.setattr(attention, "prepare", lambda *_: prepared)
+    for script in (ops, attention):
+        monkeypatch.setattr(script, "rounds_of", lambda *_: times | rates)
+    figures = [
+        ops.measure(ops.Case("norm_up", "1x32", "fp32", 1), list(times), torch.device("cpu"), mover, 2),
+        attention.measure(
+            attention.Case("small", "row", "fp32", False), attention.window("1x32"), torch.device("cpu"), mover, 2
+        ),
+    ]
+    for found in figures:
+        middles = {key: found[key]["p50"] for key in ("triton_us", "reference_us", "triton_percent")}
+        assert middles == {"triton_us": 1500.0, "reference_us": 6500.0, "triton_percent": pytest.approx(18.75)}
+    # 3 and 5 times as fast.
+    assert figures[1]["speedup_over_reference"]["p50"] == 4.0
+
+
+def test_shares_of_prompts_are_of_the_products_that_they_need(monkeypatch):
+    times = {"cache": [0.002, 0.004], "layers": [0.001, 0.001], "matrix": [0.5, 1.0]}
+    monkeypatch.setattr(prefill, "rounds_of", lambda *_: dict(times))
+    matrix = SimpleNamespace(run=None, flops=10**9)
+    found = prefill.measure("2x32", 64, torch.float32, torch.device("cpu"), matrix, 2)
+    layers = Prior(prefill.size("2x32")[0]).layers
+    flops = 2 * 64 * sum(p.numel() for p in layers.parameters() if p.dim() == 2)
+    assert found["flops"] == flops and found["cache_ms"]["p50"] == 3.0 and found["layers_ms"]["p50"] == 1.0
+    # Of 2 and 1 GFLOP/s.
+    assert found["cache_percent"]["p50"] == pytest.approx(100 * flops / 4e6, rel=1e-4)
+    assert found["matrix_tflops"]["p50"] == 0.0015
 
 
 def test_a_size_that_there_is_not_is_refused(capsys):

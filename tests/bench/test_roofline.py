@@ -151,6 +151,30 @@ def test_floors_and_shares_are_of_the_bandwidth_in_the_same_round(monkeypatch, s
     assert middles == expected and found["bytes_per_step"] == 8_000_000
 
 
+def test_steps_fill_the_window_and_bytes_are_those_in_the_middle_of_what_is_timed(monkeypatch):
+    task, ran = SimpleNamespace(codes=torch.arange(64)[None], prompt_len=32), []
+    decoder = SimpleNamespace(run=lambda start, stop: ran.append((start, stop)))
+    monkeypatch.setattr(decode, "prepare", lambda *_: (decoder, task))
+    monkeypatch.setattr(decode, "seconds", lambda run, device: run() or 1e-9)
+    case, sizes = decode.Case("eager", "", "fp32", 1), (PriorConfig(0, 32, 1, 1, 64, 8), False)
+    stepping = decode.Stepping(case, torch.device("cpu"), 4, 0.1, sizes)
+    # Four rounds, and one before them that warms up.
+    for _ in range(5):
+        stepping.turn()
+    assert ran == [(32, 33), (33, 34), *((pos, pos + 6) for pos in range(34, 64, 6))]
+    assert stepping.middle() == (40 + 64) // 2
+    task.codes = torch.zeros(1, 64)
+    with pytest.raises(RuntimeError, match="almost all codes are the same: no times are reported"):
+        stepping.middle()
+
+
+@pytest.mark.parametrize("values", ["fp16", "fp32"])
+def test_weights_hold_the_values_that_a_row_says(values):
+    decoder, _ = decode.prepare(decode.Case("eager", "1x32", "fp32", 1, values=values), torch.device("cpu"))
+    weights = torch.cat([p.flatten() for p in decoder.prior.parameters()])
+    assert torch.equal(weights, weights.half().float()) == (values == "fp16")
+
+
 def test_shares_of_operations_are_of_the_rate_in_the_same_round(monkeypatch):
     """2 calls of 3 MB in 2 and 4 ms are 3 and 1.5 GB/s, beside 10 and 20 GB/s."""
     times = {"triton": [0.002, 0.004], "reference": [0.006, 0.02]}

@@ -230,6 +230,7 @@ def test_crops_are_parts_of_training_songs_followed_by_silence(folder):
     assert batch.shape == (24, 30000) and batch.dtype == torch.float32
     assert torch.equal(batch, AudioCrops(found, 30000, RATE, 3).batch(0, 24))
     assert not torch.equal(batch, crops.batch(1, 24))
+    assert not torch.equal(batch, AudioCrops(found, 30000, RATE, 4).batch(0, 24))
     songs = {song.path: read(folder, song, RATE) for song in found.songs if song.split == "train"}
     for row in batch:
         assert any(_is_part(row, audio) for audio in songs.values())

@@ -259,6 +259,7 @@ def test_crops_are_balanced_and_depend_on_the_step_alone(toy):
     assert audio.shape == (8, CONFIG.crop_samples)
     assert all(sorted(one.batch(step, 8)[1].tolist()) == [0, 0, 1, 1, 2, 2, 3, 3] for step in range(4))
     assert torch.equal(audio, other.batch(3, 8)[0]) and not torch.equal(audio, one.batch(4, 8)[0])
+    assert not torch.equal(audio, LabelledCrops(songs, CONFIG.mel, CONFIG.crop_samples, 6).batch(3, 8)[0])
 
 
 def test_impossible_settings_are_refused():

@@ -106,6 +106,15 @@ def test_attention_loss_is_the_distance_of_whole_maps():
     assert math.isclose(found, total / 6, rel_tol=1e-6)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_what_is_trained_gives_the_logits_that_are_sampled_from(recompute):
+    prior = make()
+    codes, upper = batch()
+    found = forward(prior, codes, upper, recompute=recompute).logits
+    torch.testing.assert_close(found, prior(codes, prior.condition(upper)))
+    assert not torch.allclose(found, prior(codes))
+
+
 def test_prediction_loss_is_equation_3_at_the_temperature_that_is_set():
     teacher, student = teacher_and_student(3)
     codes, upper = batch()

@@ -89,7 +89,7 @@ class WithTeacher(Objective):
 
     def __init__(self, student: Prior, teacher: Prior, settings: Distillation, computing: Computing) -> None:
         super().__init__(student, computing)
-        self._teacher = (teacher.eval().requires_grad_(False),)
+        self._teacher = (teacher,)
         self.settings = settings
         groups = layer_groups(teacher.config.layer_patterns, student.config.layer_patterns)
         self.mapped = imitated(groups, settings.mapping)

@@ -32,6 +32,19 @@ def test_the_native_decoders_agree(name):
     agreement.check.__wrapped__(name)
 
 
+@pytest.mark.parametrize(("wrong", "refused"), [(0, []), (1, []), (5, ["native"]), (11, ["native", "native-int8"])])
+def test_with_int8_weights_more_near_ties_may_fall_otherwise(monkeypatch, wrong, refused):
+    found = []
+    for name in ("native", "native-int8"):
+        codes = iter((torch.zeros(100), (torch.arange(100) < wrong).float()))
+        monkeypatch.setattr(agreement, "next_codes", lambda decoder, codes=codes: next(codes))
+        try:
+            agreement.check.__wrapped__(name)
+        except RuntimeError:
+            found.append(name)
+    assert found == refused
+
+
 def test_every_layer_of_the_small_network_counts():
     """Otherwise an error in one would not be seen."""
     device = torch.device("cpu")

@@ -78,7 +78,17 @@ def test_noise_is_of_both_and_decides():
 
 
 def test_direction_by_name():
-    for field in ("steps_per_s", "codes_per_s", "gb_per_s", "percent", "speed_up", "native_speedup", "real_time"):
+    for field in (
+        "steps_per_s",
+        "codes_per_s",
+        "gb_per_s",
+        "percent",
+        "speed_up",
+        "native_speedup",
+        "real_time",
+        "ratio",
+        "matrix_tflops",
+    ):
         assert compare.direction(field) == 1
     for field in ("us_per_step", "prefill_ms", "decode_s", "seconds", "ours_us"):
         assert compare.direction(field) == -1
@@ -106,6 +116,21 @@ def test_peers_are_paired_by_their_settings_with_a_row_or_without():
     assert [(c.old, c.new, c.verdict) for c in found] == [(1.0, 2.0, "slower")]
 
 
+@pytest.mark.parametrize("key", ["threads", "values", "batch", "context"])
+def test_peers_of_other_settings_are_other_rows(key):
+    old = {
+        "bench": "peers",
+        "depth": 72,
+        "values": "fp16",
+        "batch": 1,
+        "context": 64,
+        **HERE,
+        "native_ms": q(1.0, 0.01),
+    }
+    with pytest.raises(ValueError, match="no row is in both"):
+        compare.report([old], [old | {key: 7}])
+
+
 def test_requests_of_other_lengths_and_decoders_are_not_paired():
     short = {"bench": "table1", "row": "demo 18 layers", "depth": 18, "sizes": "demo", "backend": "native", **HERE}
     short |= {"audio_seconds": 4.0, "total_s": q(4.0, 0.01)}
@@ -115,6 +140,11 @@ def test_requests_of_other_lengths_and_decoders_are_not_paired():
     renamed = short | {"row": "demo 18 layers, native, 4 s", "total_s": q(2.0, 0.01)}
     found = compare.report([short], [renamed, *others])[1]
     assert [(c.old, c.new, c.verdict) for c in found] == [(4.0, 2.0, "faster")]
+
+
+@pytest.mark.parametrize("key", ["device", "cores", "python", "triton", "cuda", "driver_version", "LD_PRELOAD"])
+def test_every_circumstance_is_told(key):
+    assert compare.warnings(HERE | {key: "1"}, HERE | {key: "2"}) == [f"{key}: 1 against 2"]
 
 
 def test_other_circumstances_are_told_once():
@@ -137,7 +167,11 @@ def test_command(tmp_path, capsys):
 
 
 def test_only_what_is_ours_fails(tmp_path):
-    fast, slow = (record("r", bandwidth_gb_per_s=q(v, 0.01), us_per_step=q(5.0, 0.01)) for v in (20.0, 10.0))
+    names = ("bandwidth_gb_per_s", "read_gb_per_s", "copy_gb_per_s", "matrix_tflops")
+    fast, slow = (
+        record("r", **dict.fromkeys(names, q(v, 0.01)), floor_us=q(1 / v, 0.01), us_per_step=q(5.0, 0.01))
+        for v in (20.0, 10.0)
+    )
     old, new = write(tmp_path / "a", [fast]), write(tmp_path / "b", [slow])
     assert compare.main([old, new, "--fail"]) == 0
     broken = write(tmp_path / "c", [record("r", error="RuntimeError: no")])
@@ -150,6 +184,10 @@ def test_commits_of_one_file(tmp_path, capsys):
     path = write(tmp_path / "a", records + other)
     assert compare.main([path, "--commits", "abc", "abd", "--fail"]) == 1
     assert "15 slower" in capsys.readouterr().out
+    # A commit and the same with changed files.
+    changed = [{**r, "commit": "abc+"} for r in records]
+    assert compare.at_commit(records + changed, "abc") == records
+    assert compare.at_commit(records + changed, "abc+") == changed
     for commits, message in ((["ab", "abd"], "several records of commit ab"), (["abc", "f"], "no records of commit f")):
         with pytest.raises(SystemExit) as stopped:
             compare.main([path, "--commits", *commits])

@@ -1,6 +1,7 @@
 """Rows of a script: what is measured again, what a failure leaves, and when rounds end."""
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,9 @@ def test_a_row_that_failed_is_measured_again_unless_told_otherwise(tmp_path, wor
     assert [("error" in r, r.get("us")) for r in harness.read(path)] == [(False, 1), (True, None), (False, 2)][
         : 2 + again
     ]
+    # The last record of a row counts.
+    rows_of(path, *words).add("bad", lambda: {"us": 3}, str)
+    assert len(harness.read(path)) == 2 + again
 
 
 @pytest.mark.parametrize("words", [["--threads", "2"], ["--rounds", "7"], ["--quick"]])
@@ -43,6 +47,59 @@ def test_a_row_that_was_measured_in_another_way_is_measured_again(tmp_path, word
     for us, way in enumerate(([], words, words)):
         rows_of(path, "--resume", *way).add("row", lambda us=us: {"us": us}, str)
     assert [r["us"] for r in harness.read(path)] == [0, 1]
+
+
+@pytest.mark.parametrize("field", ["bench", "sources", "device"])
+def test_rows_of_another_script_machine_or_state_of_the_code_are_not_these(tmp_path, field):
+    path = tmp_path / "r.jsonl"
+    rows_of(path).add("row", lambda: {"us": 1}, str)
+    (record,) = harness.read(path)
+    path.write_text(json.dumps(record | {field: "another"}) + "\n")
+    rows_of(path, "--resume").add("row", lambda: {"us": 2}, str)
+    assert [r["us"] for r in harness.read(path)] == [1, 2]
+
+
+def test_a_line_that_was_cut_short_spoils_no_other(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"row": "whole"}\n{"row": "cut')
+    for row in "ab":
+        harness.append(path, {"row": row})
+    assert [r["row"] for r in harness.read(path)] == ["whole", "a", "b"]
+
+
+def test_after_its_time_no_row_is_measured_and_the_status_says_so(tmp_path):
+    path = tmp_path / "r.jsonl"
+    rows = rows_of(path, "--seconds", "-1")
+    rows.add("row", fails, str)
+    assert rows.status == harness.CUT and not path.exists()
+
+
+def test_sources_are_the_code_of_kernels_engine_and_benchmarks(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "ROOT", tmp_path)
+    found = [harness.sources.__wrapped__()]
+    for name in ("kernels/a.cpp", "kernels/b.h", "kernels/c.inc", "engine/a.py", "bench/part/a.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+        found.append(harness.sources.__wrapped__())
+    (tmp_path / "kernels" / "a.cpp").rename(tmp_path / "kernels" / "z.cpp")
+    found.append(harness.sources.__wrapped__())
+    assert len(set(found)) == len(found)
+    # Neither results nor tests are what figures come from.
+    (tmp_path / "bench" / "r.jsonl").write_text("1")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "a.py").write_text("1")
+    assert harness.sources.__wrapped__() == found[-1]
+
+
+def test_seconds_are_seconds(monkeypatch):
+    clock = iter((1.0, 3.5))
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: next(clock))
+    assert harness.seconds(int, CPU) == 2.5
+
+
+def test_quantiles():
+    assert harness.quantiles([5.0, 0.0, 4.0, 1.0, 3.0, 2.0]) == {"p20": 1.0, "p50": 2.5, "p80": 4.0}
+    assert harness.quantiles([2 / 3])["p50"] == 0.66667
 
 
 @pytest.mark.parametrize(("words", "times"), [([], 2), (["--no-retry"], 1)])
@@ -142,7 +199,7 @@ def test_a_record_says_with_what_it_was_made_and_no_path_of_the_machine(tmp_path
         2001,
         "libone.so libtwo.so",
     )
-    assert found["transformers"].startswith("4.")
+    assert found["threads"] == 1 and found["transformers"].startswith("4.")
     assert found["options"] == {
         **{"work": "w", "model": "m", "sizes": ["1x32", "s"], "device": "cpu", "threads": 1, "quick": True, "rounds": 5}
     }

@@ -20,6 +20,7 @@ def test_int8_costs_next_to_nothing_on_a_trained_stack(song, level):
     # off by one output breaks both by far.
     assert 0 < found["logit_error_rms"] < 0.015 * found["logits_std"]
     assert found["largest_logit_error"] < 0.15 * found["logits_std"]
+    assert found["bits_lost"] == pytest.approx(found["bits_int8"] - found["bits_fp32"]) and found["windows"] == 2
     assert abs(found["bits_lost"]) < 0.005 and found["same_likeliest_code"] > 0.95
 
 

@@ -1,7 +1,9 @@
 """Peers: the growing cache gives the codes of the eager decoder; checks that stop a comparison; records."""
 
+import argparse
 import dataclasses
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -100,6 +102,37 @@ def test_a_record_for_each_batch_with_windows(tmp_path, capsys):
     assert "growing-cache_window_ms" in capsys.readouterr().out
 
 
+def test_figures_are_milliseconds_and_ratios_within_rounds(monkeypatch):
+    times = {"transformers": [0.08, 0.06], "growing-cache": [0.02, 0.04], "native": [0.001, 0.003]}
+    monkeypatch.setattr(peers, "Comparison", lambda *_: SimpleNamespace(steps=lambda *_: times))
+    args = argparse.Namespace(backends=["native"], values="fp16", device="cpu", rounds=2, steps=10, window=None)
+    found = peers.measure(args, TINY, list(peers.PEERS), 1)
+    assert {name: value["p50"] for name, value in found.items()} == {
+        **{"transformers_ms": 70.0, "growing-cache_ms": 30.0, "native_ms": 2.0},
+        **{"growing-cache_speedup": 2.75, "native_speedup": 50.0, "native_over_growing-cache": 16.667},
+    }
+
+
+def test_a_faster_sampler_takes_more_steps_a_round(monkeypatch):
+    comparison = peers.Comparison(TINY, ["growing-cache"], ["eager"], 1, "fp16", torch.device("cpu"))
+    trial = iter((1.0, 0.5))
+    monkeypatch.setattr(peers, "seconds", lambda run, device: run() or next(trial))
+    monkeypatch.setattr(harness, "seconds", lambda run, device: run() or 1.0)
+    reached = {}
+    monkeypatch.setattr(comparison, "_check", reached.update)
+    # After 2 steps each of the 23 that remain, rounds and one to warm up have 5 at most.
+    assert comparison.steps(3, 2) == {"growing-cache": [1 / 2] * 3, "eager": [1 / 4] * 3}
+    # All codes are compared, those of the first steps and of the round that warms up too.
+    assert reached == {"growing-cache": 27 + 4 * 2, "eager": 27 + 4 * 4}
+
+
+@pytest.mark.parametrize("values", ["fp16", "fp32"])
+def test_weights_hold_the_values_that_are_said(values):
+    comparison = peers.Comparison(TINY, ["growing-cache"], [], 1, values, torch.device("cpu"))
+    weights = torch.cat([p.flatten() for p in comparison.samplers["growing-cache"].prior.parameters()])
+    assert torch.equal(weights, weights.half().float()) == (values == "fp16")
+
+
 def test_a_window_is_the_prompt_and_all_of_the_other_half(monkeypatch):
     comparison = peers.Comparison(TINY, ["growing-cache"], ["eager"], 1, "fp16", torch.device("cpu"))
     # Prompt and steps take 2 s each; 6 of 24 steps are timed.
@@ -155,6 +188,18 @@ def test_transformers_is_compared_at_any_batch(tmp_path):
         for name in (*peers.PEERS, "eager"):
             assert {f"{name}_ms", f"{name}_window_ms"} <= set(record)
         assert {"eager_speedup", "growing-cache_speedup", "eager_over_growing-cache"} <= set(record)
+
+
+def test_transformers_samples_at_our_temperature():
+    pytest.importorskip("transformers.models.deprecated.jukebox.modeling_jukebox", reason="needs transformers 4.57.6")
+    prior, seen = random_prior(dataclasses.replace(TINY, pattern_cycle=PATTERNS[:3])), []
+    codes = torch.randint(TINY.codebook_size, (2, TINY.context_len))
+    expected = prior(codes)[:, 13] / peers.TEMPERATURE
+    decoder = peers.TransformersDecoder(prior)
+    decoder.prefill(codes, 13)
+    decoder.filter_logits = lambda logits, **_: seen.append(logits) or logits
+    decoder.run(13, 14)
+    torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_without_transformers_the_growing_cache_remains(monkeypatch, capsys):

@@ -5,10 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from fastjukebox.bench import bandwidth, decode, harness, roofline
+from fastjukebox.bench import attention, bandwidth, decode, harness, ops, prefill, roofline
 from fastjukebox.bench.step_bytes import PARTS, bytes_by_part
 from fastjukebox.engine.config import LabelConfig, LyricConfig, PriorConfig
 from fastjukebox.engine.native_decoder import NativeDecoder
@@ -126,6 +127,88 @@ def test_records_hold_what_tables_read(tmp_path, capsys, monkeypatch):
         if "card" in r:
             assert r["estimated"] is True and r["published_gb_per_s"] == roofline.CARDS[r["card"]]
             assert r["row"] == f"what-if {r['card']} {r['depth']} layers {r['model']} fp16"
+
+
+@pytest.mark.parametrize("script", [roofline, decode])
+def test_floors_and_shares_are_of_the_bandwidth_in_the_same_round(monkeypatch, script):
+    """8 MB a step; 10 steps in 4 and 2 ms are 400 and 200 us; reads of 1 GB in 50 and 100 ms are 20 and 10 GB/s."""
+    times = {"decode": [0.004, 0.002], "read": [0.05, 0.1], "bandwidth": [0.05, 0.1], "copy": [0.2, 0.2]}
+    stepping = SimpleNamespace(config=ODD, conditioned=True, steps=10, first=30, turn=None, middle=lambda: 0)
+    monkeypatch.setattr(script, "Stepping", lambda *_: stepping)
+    monkeypatch.setattr(script, "rounds_of", lambda *_: times)
+    for module in (decode, roofline):
+        monkeypatch.setattr(module, "step_parts", lambda *_: {"head": 3_000_000, "vectors": 5_000_000})
+    mover = SimpleNamespace(nbytes=10**9, run=None)
+    movers = (mover, mover) if script is roofline else (mover,)
+    found = script.measure(decode.Case("eager", "1x32", "fp32", 3), torch.device("cpu"), *movers, 2, 0.1)
+    middles = {name: value["p50"] for name, value in found.items() if isinstance(value, dict) and "p50" in value}
+    # The floors are 400 and 800 us.
+    expected = {"us_per_step": 300.0, "percent": 250.0}
+    if script is roofline:
+        expected |= {"read_gb_per_s": 15.0, "copy_gb_per_s": 5.0, "floor_us": 600.0}
+    else:
+        expected |= {"steps_per_s": 3750.0, "codes_per_s": 11250.0, "gb_per_s": 30.0, "bandwidth_gb_per_s": 15.0}
+    assert middles == expected and found["bytes_per_step"] == 8_000_000
+
+
+def test_steps_fill_the_window_and_bytes_are_those_in_the_middle_of_what_is_timed(monkeypatch):
+    task, ran = SimpleNamespace(codes=torch.arange(64)[None], prompt_len=32), []
+    decoder = SimpleNamespace(run=lambda start, stop: ran.append((start, stop)))
+    monkeypatch.setattr(decode, "prepare", lambda *_: (decoder, task))
+    monkeypatch.setattr(decode, "seconds", lambda run, device: run() or 1e-9)
+    case, sizes = decode.Case("eager", "", "fp32", 1), (PriorConfig(0, 32, 1, 1, 64, 8), False)
+    stepping = decode.Stepping(case, torch.device("cpu"), 4, 0.1, sizes)
+    # Four rounds, and one before them that warms up.
+    for _ in range(5):
+        stepping.turn()
+    assert ran == [(32, 33), (33, 34), *((pos, pos + 6) for pos in range(34, 64, 6))]
+    assert stepping.middle() == (40 + 64) // 2
+    task.codes = torch.zeros(1, 64)
+    with pytest.raises(RuntimeError, match="almost all codes are the same: no times are reported"):
+        stepping.middle()
+
+
+@pytest.mark.parametrize("values", ["fp16", "fp32"])
+def test_weights_hold_the_values_that_a_row_says(values):
+    decoder, _ = decode.prepare(decode.Case("eager", "1x32", "fp32", 1, values=values), torch.device("cpu"))
+    weights = torch.cat([p.flatten() for p in decoder.prior.parameters()])
+    assert torch.equal(weights, weights.half().float()) == (values == "fp16")
+
+
+def test_shares_of_operations_are_of_the_rate_in_the_same_round(monkeypatch):
+    """2 calls of 3 MB in 2 and 4 ms are 3 and 1.5 GB/s, beside 10 and 20 GB/s."""
+    times = {"triton": [0.002, 0.004], "reference": [0.006, 0.02]}
+    rates = {"bandwidth": [0.1, 0.05]}
+    call, mover = ops.Call(None, 2, 3_000_000), SimpleNamespace(nbytes=10**9, run=None)
+    monkeypatch.setattr(ops, "prepare", lambda *_: call)
+    prepared = attention.Prepared(dict.fromkeys(times), {}, 2, 3_000_000)
+    monkeypatch.setattr(attention, "prepare", lambda *_: prepared)
+    for script in (ops, attention):
+        monkeypatch.setattr(script, "rounds_of", lambda *_: times | rates)
+    figures = [
+        ops.measure(ops.Case("norm_up", "1x32", "fp32", 1), list(times), torch.device("cpu"), mover, 2),
+        attention.measure(
+            attention.Case("small", "row", "fp32", False), attention.window("1x32"), torch.device("cpu"), mover, 2
+        ),
+    ]
+    for found in figures:
+        middles = {key: found[key]["p50"] for key in ("triton_us", "reference_us", "triton_percent")}
+        assert middles == {"triton_us": 1500.0, "reference_us": 6500.0, "triton_percent": pytest.approx(18.75)}
+    # 3 and 5 times as fast.
+    assert figures[1]["speedup_over_reference"]["p50"] == 4.0
+
+
+def test_shares_of_prompts_are_of_the_products_that_they_need(monkeypatch):
+    times = {"cache": [0.002, 0.004], "layers": [0.001, 0.001], "matrix": [0.5, 1.0]}
+    monkeypatch.setattr(prefill, "rounds_of", lambda *_: dict(times))
+    matrix = SimpleNamespace(run=None, flops=10**9)
+    found = prefill.measure("2x32", 64, torch.float32, torch.device("cpu"), matrix, 2)
+    layers = Prior(prefill.size("2x32")[0]).layers
+    flops = 2 * 64 * sum(p.numel() for p in layers.parameters() if p.dim() == 2)
+    assert found["flops"] == flops and found["cache_ms"]["p50"] == 3.0 and found["layers_ms"]["p50"] == 1.0
+    # Of 2 and 1 GFLOP/s.
+    assert found["cache_percent"]["p50"] == pytest.approx(100 * flops / 4e6, rel=1e-4)
+    assert found["matrix_tflops"]["p50"] == 0.0015
 
 
 def test_a_size_that_there_is_not_is_refused(capsys):

@@ -1,5 +1,7 @@
 """Scaling in small: points, paired rows, records, and memory that does not grow with the audio."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from fastjukebox.bench import harness, scaling
@@ -60,6 +62,19 @@ def test_each_turn_has_its_number_of_threads(monkeypatch):
     # By turns, in the other order in the second round.
     assert sorted(seen[-2:]) == [1, 2] and seen[-4:-2] == seen[-2:][::-1]
     assert found["point_threads"] == 2 and torch.get_num_threads() == 1
+
+
+def test_codes_per_second_are_those_of_all_items_and_the_ratio_is_of_them(monkeypatch):
+    def stepping(case, *_):
+        return SimpleNamespace(steps=10 * case.batch, turn=None, middle=lambda: 0)
+
+    monkeypatch.setattr(scaling, "Stepping", stepping)
+    monkeypatch.setattr(scaling, "rounds_of", lambda *_: {"base": [2.0, 1.0], "row": [0.5, 1.0]})
+    base = scaling.Point(sizes_of("demo-1x32")[0], 2, 1)
+    found = scaling.measure(base, "batch", 4, True, "eager", torch.device("cpu"), 2, 0.1)
+    # 40 steps of 4 items in 0.5 and 1 s beside 20 of 2 in 2 and 1 s: 320 / 20 and 160 / 40.
+    middles = {key: found[key]["p50"] for key in ("us_per_step", "codes_per_s", "base_codes_per_s", "ratio")}
+    assert middles == {"us_per_step": 18750.0, "codes_per_s": 240.0, "base_codes_per_s": 30.0, "ratio": 10.0}
 
 
 def test_values_belong_to_one_axis():

@@ -2,7 +2,8 @@
 
 import json
 
-from fastjukebox.bench.tables import tables
+from fastjukebox.bench.identity import threads
+from fastjukebox.bench.tables import BUILD, tables
 
 HERE = {"device": "A CPU", "cores": 2, "threads": 2, "torch": "2.0", "commit": "abc"}
 
@@ -50,6 +51,28 @@ def test_one_number_of_threads_per_table(tmp_path):
     rows = [at(n, **lost, row=f"demo level {n}", level=n) | {"threads": n} for n in (1, 2)]
     write(tmp_path / "int8.jsonl", rows)
     assert len(tables(tmp_path)["int8"].rows) == 2
+
+
+def test_times_go_with_the_threads_unless_rows_say_them():
+    benches = {file.removesuffix("-cpu") for file, _ in BUILD.values()}
+    others = {bench for bench in benches if threads({"bench": bench, "threads": 2}) is None}
+    assert others == {"peers", "int8", "systems", "table2", "exchanges"}
+
+
+def test_what_was_estimated_depends_on_no_threads_and_on_no_tests(tmp_path):
+    card = {"bench": "roofline", "card": "L4", "published_gb_per_s": 300, "estimated": True, "capability": "9.0"}
+    card["steps_per_s_at_full_bandwidth"] = 500.0
+    rows = [at(n, **card, row=f"what-if L4 {n} layers top fp16") | {"threads": n} for n in (1, 2)]
+    for device, file in (("cpu", "roofline-cpu.jsonl"), ("A-GPU", "A-GPU.json")):
+        write(tmp_path / file, rows)
+        assert tables(tmp_path, device)["what-if"].rows == (("L4", "300", "500", "500"),)
+
+
+def test_of_two_rows_of_one_operation_the_newest_figures_count(tmp_path):
+    op = {"bench": "ops", "op": "norm_up", "size": "top-72", "stored": "fp16", "batch": 1}
+    rows = [at(2, **op, row="a", triton_us=q(6.0)), at(1, **op, row="b", triton_us=q(5.0), reference_us=q(9.0))]
+    write(tmp_path / "ops-cpu.jsonl", rows)
+    assert tables(tmp_path)["ops"].rows[0][4:] == ("6.00 (5.40, 6.60)", "9.00 (8.10, 9.90)")
 
 
 def test_peers_of_other_windows_are_rows_of_their_own(tmp_path):

@@ -68,11 +68,23 @@ def test_cycles_of_a_graph_decoder_are_timed(monkeypatch):
         prior = Jukebox.from_pretrained(name, "cpu").prior(0)
         return GraphDecoder(widened(prior, width // prior.config.width), 1, ops=reference)
 
+    def rounds_of(ways, *_):
+        for run in ways.values():
+            run()
+        return {"plain": [0.4], "drafts_4": [0.1], "drafts_8": [0.2], "draft": [0.04]}
+
     monkeypatch.setattr(speculative, "wide_decoder", wide_decoder)
+    monkeypatch.setattr(speculative, "rounds_of", rounds_of)
     monkeypatch.setattr(speculative, "LENGTHS", (4, 8))
     rows = SimpleNamespace(rounds=1)
     figures = speculative.measure("demo", "demo-3", 256, torch.device("cpu"), "native", 40, 1, rows)
     assert figures["right"].keys() == {"4", "8"} and all(0.3 < share < 1 for share in figures["right"].values())
+    # 40 codes.
+    middles = {name: value["p50"] for name, value in figures.items() if name.endswith(("_ms", "_speedup"))}
+    assert middles == {
+        **{"plain_ms": 10.0, "drafts_4_ms": 2.5, "drafts_8_ms": 5.0, "draft_ms": 1.0},
+        **{"drafts_4_speedup": 4.0, "drafts_8_speedup": 2.0},
+    }
     assert "% right" in speculative.say(figures)
 
 

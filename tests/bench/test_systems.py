@@ -54,6 +54,12 @@ def test_pieces_are_files_of_the_length_asked_for_and_stay(work, songs, name):
     assert samples.sampled(work, name, 2, PIECES, songs)[0].read_bytes() not in before
 
 
+def test_codes_are_the_corpuss_pieces_through_the_vqvae(work, songs):
+    for plain, heard in zip(*(samples.sampled(work, name, 3, PIECES, songs) for name in samples.CORPUS), strict=True):
+        assert plain.read_bytes() != heard.read_bytes()
+        assert len(soundfile.read(plain)[0]) - len(soundfile.read(heard)[0]) in range(8)
+
+
 def test_a_system_of_the_top_level_takes_the_rest_from_its_student(work):
     plain, student = samples.model(work, "plain-18"), samples.model(work, "student-18")
     for level, same in ((0, True), (1, True), (2, False)):
@@ -100,6 +106,19 @@ def test_rows_of_the_script(work, tmp_path, capsys):
     for name in ("plain-18", "plain-18-top"):
         assert soundfile.info(tmp_path / "audio" / f"{name}.mp3").samplerate == 44100
     assert all(name in SYSTEMS for name in ("plain-18", "student-18")) and "bits per code" in capsys.readouterr().out
+
+
+def test_a_record_says_how_many_patches_each_side_had(work, tmp_path, monkeypatch):
+    monkeypatch.setattr(systems.frechet, "statistics", lambda found: (torch.zeros(1), torch.eye(1)))
+    path = tmp_path / "systems.jsonl"
+    words = ["--work", str(work.folder), "--samples", "2", "--audio-seconds", "1.1", "--seeds", "1", "2", "--quick"]
+    words += ["--systems", "plain-18", "--device", "cpu", "--threads", "1", "--json", str(path)]
+    assert systems.main(words) == 0
+    rows = {row["row"]: row for row in harness.read(path)}
+    # Songs of one second hold no patch. Of several seeds it is the first.
+    assert rows.keys() == {"plain-18 level 2", *(f"{name} samples seed 1" for name in (*samples.CORPUS, "plain-18"))}
+    found = rows["plain-18 samples seed 1"]
+    assert (found["patches"], found["reference_patches"]) == (2, 0)
 
 
 def test_other_settings_make_other_pieces(work, songs):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,6 +51,47 @@ def test_a_request_as_long_as_itself_takes_as_long():
     assert abs(spent.extrapolated({0: (4, 100)}, 1.0) - spent.total) < 1e-9
     # Three prompts become six, steps, VQ-VAE, file double; seven windows of four for conditions. Half of it overlaps.
     assert abs(spent.extrapolated({0: (7, 200)}, 2.0) - (1.2 + 4.0 + 1.2 + 0.8 * 7 / 4) / 2) < 1e-9
+
+
+def test_figures_are_of_the_timed_requests_within_rounds():
+    """The first request of each has warmed up."""
+
+    def stack(*totals):
+        cost = request_parts.LevelCost(windows=2, prompted=1, prefill=0.5, steps=100, decode=0.25)
+        spent = [request_parts.Spent(total, 0.125, 0.5, 0.0625, {0: cost}) for total in totals]
+        return SimpleNamespace(requests=spent, seconds=4.0, backend="native", work=lambda seconds: {0: (30, 1500)})
+
+    stacks = {(72, "native"): stack(99.0, 6.0, 4.0), (24, "native"): stack(77.0, 2.0, 1.0)}
+    options = argparse.Namespace(sizes="tiny", audio_seconds=4.0)
+    records = table1.Records(None, options, stacks, dict.fromkeys(stacks), 2)
+    records.rounds = 2
+    found = records.made()["tiny 24 layers, native, 4 s"]
+    assert {name: value["p50"] for name, value in found.items() if isinstance(value, dict)} == {
+        # 6 / 2 and 4 / 1; 4 s of audio in 2 s and in 1 s.
+        **{"speed_up": 3.5, "real_time": 3.0, "total_s": 1.5, "us_per_step": 2500.0},
+        **{"decode_s": 0.25, "prefill_s": 0.5, "condition_s": 0.125, "vqvae_s": 0.5, "file_s": 0.0625},
+        # Of the parts, 1.4375 s: 29 prompts, 15 times as many steps and conditions, all else 15 times as long.
+        "extrapolated_60_s": pytest.approx(1.5 * (14.5 + 3.75 + 1.875 + 15 * 0.5625) / 1.4375, 1e-4),
+    }
+    assert (found["windows"], found["steps"], found["windows_of_60_s"], found["rounds"]) == (2, 100, 30, 2)
+
+
+def test_each_window_is_counted_with_its_steps():
+    costs, nothing = [], lambda *_: None
+    decoder = SimpleNamespace(begin=nothing, prefill=nothing, extend=nothing, run=nothing)
+    timed = request_parts.Timed(decoder, torch.device("cpu"), costs, [])
+    timed.begin(SimpleNamespace(level=1, prompt_len=0))
+    timed.run(0, 5)
+    timed.run(5, 8)
+    timed.prefill(SimpleNamespace(level=0, prompt_len=4))
+    timed.run(4, 6)
+    timed.begin(SimpleNamespace(level=0, prompt_len=4))
+    timed.extend(0, 4)
+    timed.run(4, 5)
+    found = [
+        (level, cost.windows, cost.prompted, cost.steps, cost.prefill > 0, cost.decode > 0) for level, cost in costs
+    ]
+    assert found == [(1, 1, 0, 8, False, True), (0, 1, 1, 2, True, True), (0, 1, 1, 1, True, True)]
 
 
 @pytest.mark.usefixtures("_no_processes")

@@ -202,6 +202,14 @@ def test_a_part_equals_that_part_of_the_whole_song(folder, path, rate):
         torch.testing.assert_close(part, whole[start:stop], atol=2e-5, rtol=0)
 
 
+def test_a_part_of_a_song_of_a_low_rate_has_what_the_filter_sees(tmp_path):
+    noise = 0.3 * np.random.default_rng(0).standard_normal(4000)
+    soundfile.write(tmp_path / "low.wav", noise, 1000)
+    whole = read_audio(tmp_path / "low.wav", RATE)[0]
+    part = read(tmp_path, Song("low.wav", 4.0, 1000, 1, "train"), RATE, 60000, 90000)
+    torch.testing.assert_close(part, whole[60000:90000], atol=2e-5, rtol=0)
+
+
 def test_an_mp3_is_read_in_parts(mp3):
     song = mp3.songs[0]
     whole = read(mp3.folder, song, RATE)
@@ -222,6 +230,7 @@ def test_crops_are_parts_of_training_songs_followed_by_silence(folder):
     assert batch.shape == (24, 30000) and batch.dtype == torch.float32
     assert torch.equal(batch, AudioCrops(found, 30000, RATE, 3).batch(0, 24))
     assert not torch.equal(batch, crops.batch(1, 24))
+    assert not torch.equal(batch, AudioCrops(found, 30000, RATE, 4).batch(0, 24))
     songs = {song.path: read(folder, song, RATE) for song in found.songs if song.split == "train"}
     for row in batch:
         assert any(_is_part(row, audio) for audio in songs.values())
@@ -253,6 +262,10 @@ def test_measured_crops_are_spread_over_each_held_out_song(tmp_path):
     assert [round(float(v) * 20_000) for v in crops.measured()[:, 0]] == [4500]
     assert [round(float(v) * 20_000) for v in crops.measured(3)[:, 0]] == [1500, 4500, 7500]
     assert crops.measured(3).shape == (3, 1000)
+    # Of two places the second one too.
+    long = AudioCrops(scan(tmp_path, 1, 0), 9999, 8000, 0)
+    assert round(float(long.measured()[0, 0]) * 20_000) == 1
+    assert {round(float(v) * 20_000) for v in long.batch(0, 20)[:, 0]} == {0, 1}
 
 
 @settings(max_examples=10, deadline=None)

@@ -83,6 +83,12 @@ def test_ranks_see_the_batch_between_them(world, share, step, seed):
         assert not torch.equal(windows.batch(step + 1, share * world)[1], whole[1])
 
 
+def test_another_seed_gives_other_windows():
+    store = _array_store([20, 30, 40], {0})
+    found = [CodeWindows(store, 0, 12, 4, seed, with_upper=True).batch(3, 16)[1] for seed in (1, 1, 2)]
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
 def test_measured_windows_span_the_held_out_songs():
     windows = CodeWindows(_array_store([25, 25, 40, 1], {0, 1, 3}), 0, 32, 4, 0, with_upper=True)
     codes, upper = (torch.cat(tensors) for tensors in zip(*(window[:2] for window in windows.measured(3))))

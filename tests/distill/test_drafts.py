@@ -13,6 +13,19 @@ from fastjukebox.engine.speculative_decoder import SpeculativeDecoder
 from fastjukebox.kernels import native_library
 
 
+def test_rates_and_steps_are_those_of_what_a_system_starts_from():
+    demo, tiny = PRESETS["demo"], PRESETS["tiny"]
+    names = ("teacher-72", "student-18-layers", "student-18", "plain-18")
+    assert [demo.rate(SYSTEMS[name], 0) for name in names] == [0.08, 0.3, 0.08, 1.0]
+    assert [tiny.rate(SYSTEMS[name], 2) for name in names] == [0.5, 1.0, 1.0, 1.0]
+    assert [tiny.rate(SYSTEMS[name], 1) for name in names] == [1.0] * 4
+    assert [demo.steps(SYSTEMS[name], 2, 1000) for name in names] == [520, 100, 420, 930]
+    # Plain ones have the steps of both stages, unless told.
+    assert [tiny.steps(SYSTEMS[name], 2, 1000) for name in names] == [1000, 500, 500, 1000]
+    assert [demo.shallow_steps(level, 1000) for level in range(3)] == [160, 1000, 1900]
+    assert tiny.shallow_steps(1, 1000) == 0
+
+
 def test_drafts_learn_at_the_full_rate_and_for_longer():
     demo, tiny, students = PRESETS["demo"], PRESETS["tiny"], ("student-18", "student-3")
     for level in range(3):

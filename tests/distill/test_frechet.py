@@ -91,6 +91,7 @@ def test_statistics_are_mean_and_unbiased_covariance_and_need_enough_patches():
     torch.testing.assert_close(mean, embeddings.mean(0))
     torch.testing.assert_close(covariance, plain + 1e-3 * plain.trace() / 4 * torch.eye(4, dtype=torch.float64))
     assert bool((torch.linalg.eigvalsh(covariance) > 0).all())
+    assert float(statistics(embeddings)[1][3, 3]) == pytest.approx(1e-6 * float(plain.trace()) / 4)
     statistics(embeddings[:5])
     with pytest.raises(ValueError, match="4 patches are too few for 4 dimensions: at least 5"):
         statistics(embeddings[:4])
@@ -135,6 +136,23 @@ def test_level_is_heard_in_decibels():
     moved = embed(audio * 0.5, CONFIG) - embed(audio, CONFIG)
     torch.testing.assert_close(moved[:, 0], torch.full((len(moved),), 20 * math.log10(0.5), dtype=torch.float64))
     assert float(moved[:, 1:].abs().max()) < 1e-3
+
+
+def test_patches_are_whole_ones():
+    mel = CONFIG.mel
+    samples = mel.samples(2 * mel.frames(CONFIG.seconds))
+    assert [len(embed(torch.zeros(count), CONFIG)) for count in (samples - 1, samples)] == [1, 2]
+
+
+def test_a_level_that_moves_by_a_decibel_has_a_modulation_of_one():
+    mel = CONFIG.mel
+    frames = mel.frames(CONFIG.seconds)
+    # Every frame has the same spectrum, in all bands; the level goes up and down twice in a patch.
+    noise = torch.randn(mel.hop, generator=torch.Generator().manual_seed(0)).repeat(frames + 8)
+    level = torch.sin(2 * math.pi * 2 * torch.arange(len(noise)) / (frames * mel.hop))
+    (found,) = embed((0.1 * noise * 10 ** (level / 20))[: mel.samples(frames)], CONFIG)[:, CONFIG.cepstra :]
+    expected = torch.tensor([0.0, 1.0, 0.0, 0.0] * CONFIG.bands, dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.1)
 
 
 def test_folders_and_lists_of_files(tmp_path):

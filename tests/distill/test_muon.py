@@ -46,10 +46,10 @@ def test_matrices_of_one_shape_do_not_mix():
 
 def test_a_step_is_that_of_the_paper():
     weight = nn.Parameter(torch.randn(4, 16, generator=torch.Generator().manual_seed(1)))
-    start, gradient = weight.detach().clone(), torch.randn(4, 16, generator=torch.Generator().manual_seed(2))
+    start, gradients = weight.detach().clone(), torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(2))
     optimizer = Muon([{"params": [weight], "momentum": 0.9, "weight_decay": 0.1}], lr=0.5)
-    momentum = torch.zeros_like(gradient)
-    for _ in range(2):
+    momentum = torch.zeros_like(start)
+    for gradient in gradients:
         weight.grad = gradient.clone()
         optimizer.step()
         momentum = 0.9 * momentum + 0.1 * gradient

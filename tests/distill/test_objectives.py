@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from fastjukebox.distill.forward import Windows, forward
 from fastjukebox.distill.objectives import (
     Computing,
@@ -82,6 +83,8 @@ def test_hidden_loss_is_equation_4_over_the_mapped_layers(mapping, place):
     ]
     assert torch.allclose(found, 0.5 * sum(errors) / len(errors), rtol=1e-6)
     assert set(objective.terms) == {"hidden", "attention"} and float(objective.terms["attention"]) == 0
+    # Kept for the log, and with them not the whole graph.
+    assert found.requires_grad and not any(term.requires_grad for term in objective.terms.values())
 
 
 def test_attention_loss_is_the_distance_of_whole_maps():
@@ -101,6 +104,36 @@ def test_attention_loss_is_the_distance_of_whole_maps():
             maps.append(scores.masked_fill(~mask, float("-inf")).softmax(-1).nan_to_num(0.0))
         total += float((maps[0] - maps[1]).detach().square().sum(-1).mean())
     assert math.isclose(found, total / 6, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_what_is_trained_gives_the_logits_that_are_sampled_from(recompute):
+    prior = make()
+    windows = batch()
+    found = forward(prior, windows, recompute=recompute).logits
+    torch.testing.assert_close(found, prior(windows.codes, prior.condition(windows.upper)))
+    assert not torch.allclose(found, prior(windows.codes))
+
+
+def test_prediction_loss_is_equation_3_at_the_temperature_that_is_set():
+    teacher, student = teacher_and_student(3)
+    windows = batch()
+    objective = SoftTargets(student, teacher, Distillation(temperature=2.0), Computing())
+    logits = (forward(prior, windows).logits for prior in (student, teacher))
+    torch.testing.assert_close(objective(windows), soft_cross_entropy(*logits, 2.0))
+
+
+@pytest.mark.parametrize("kind", [NextCode, LayerMatching, SoftTargets])
+def test_what_is_measured_is_the_cross_entropy_whatever_is_trained_for(kind):
+    teacher, student = (prior.float() for prior in teacher_and_student(3))
+    windows = batch()
+    given = () if kind is NextCode else (teacher, Distillation())
+    objective = kind(student, *given, Computing(precision="bf16"))
+    logits = forward(student, windows).logits
+    expected = F.cross_entropy(logits.flatten(0, 1), windows.codes.flatten())
+    assert torch.equal(objective(windows, measured=True), expected)
+    # The teacher is not saved with the student.
+    assert all(name.startswith("prior.") for name in objective.state_dict())
 
 
 @pytest.mark.parametrize("kind", ["next_code", "layers", "prediction"])

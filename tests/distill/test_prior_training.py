@@ -1,10 +1,13 @@
 """Priors trained for each objective on one song."""
 
 import dataclasses
+import os
+import signal
 
 import pytest
 import torch
 from array_store import melody_windows
+from fastjukebox.distill import prior as prior_module
 from fastjukebox.distill.evaluation import compare
 from fastjukebox.distill.objectives import Computing, Distillation, LayerMatching, NextCode, SoftTargets
 from fastjukebox.distill.prior import (
@@ -13,11 +16,14 @@ from fastjukebox.distill.prior import (
     accumulated,
     bits_per_code,
     load_averaged,
+    prior_optimizer,
     train_prior,
 )
 from fastjukebox.distill.student import new_student
+from fastjukebox.distill.trainer import Progress, TrainingStopped
 from fastjukebox.engine.config import ConditionerConfig, PriorConfig
 from fastjukebox.engine.prior import Prior
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 CONFIG = PriorConfig(0, 32, 12, 2, 32, 4, codebook_size=8, conditioner=ConditionerConfig(16, 2))
 SETTINGS = PriorTraining(
@@ -42,6 +48,12 @@ def test_average_follows_the_weights():
     torch.testing.assert_close(prior.token_embedding.detach(), start + 0.5)
     average.swap()
     torch.testing.assert_close(prior.token_embedding.detach(), start + 1.0)
+    # Short at first, whatever the decay: a tenth stays at step 0.
+    first = WeightAverage(prior, 0.999)
+    with torch.no_grad():
+        prior.token_embedding.add_(1.0)
+    first.update(0)
+    torch.testing.assert_close(first.tensors["token_embedding"], start + 1.9)
 
 
 def test_a_prior_overfits_one_song_and_its_state_holds_the_average(tmp_path):
@@ -54,6 +66,35 @@ def test_a_prior_overfits_one_song_and_its_state_holds_the_average(tmp_path):
     loaded = new_prior(6, seed=9)
     load_averaged(tmp_path, loaded)
     assert all(torch.equal(a, b) for a, b in zip(prior.parameters(), loaded.parameters()))
+    assert figures["held_out_bits"] == bits_per_code(NextCode(loaded, Computing()), windows.measured(2))
+
+
+def test_what_is_logged_is_of_the_average_and_leaves_the_weights_as_they_are(tmp_path):
+    settings = dataclasses.replace(SETTINGS, measured_windows=1)
+    _, figures = train_prior(tmp_path, NextCode(new_prior(3), Computing()), melody_windows(), 8, settings)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("held_out_bits")] == [pytest.approx(figures["held_out_bits"])]
+
+
+@pytest.mark.parametrize(("steps", "warm_up"), [(8, 2), (400, 10)])
+def test_the_warm_up_is_no_more_than_a_quarter_and_time_is_told_in_minutes(tmp_path, monkeypatch, steps, warm_up):
+    budgets = []
+    monkeypatch.setattr(
+        prior_module, "train", lambda folder, budget, *_, **rest: budgets.append(budget) or Progress(5, 90)
+    )
+    _, figures = train_prior(tmp_path, NextCode(new_prior(3), Computing()), melody_windows(), steps, SETTINGS)
+    assert (figures["steps"], figures["codes"], figures["minutes"]) == (5, 5 * 4 * 32, 1.5)
+    assert [(budget.steps, budget.learning_rate, budget.warm_up) for budget in budgets] == [(steps, 1e-2, warm_up)]
+
+
+def test_decay_and_rates_by_group():
+    settings = PriorTraining(learning_rate=1e-3, matrix_learning_rate=2e-2, weight_decay=0.3)
+    for chosen in (settings, dataclasses.replace(settings, matrix_learning_rate=None)):
+        for group in prior_optimizer(new_prior(3), chosen).param_groups:
+            is_matrix = {parameter.dim() >= 2 for parameter in group["params"]}
+            assert is_matrix == {group["weight_decay"] == 0.3} and group["weight_decay"] in (0.0, 0.3)
+            assert group.get("rate", 1.0) == (pytest.approx(20) if group.get("momentum") else 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -96,21 +137,20 @@ def test_a_stopped_distillation_goes_on_to_the_same_bits(teacher, tmp_path):
         objective = SoftTargets(new_student(teacher, 3), teacher, Distillation(), Computing())
         windows = melody_windows()
         batch = windows.batch
+
+        def stopping(step, *rest):
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return batch(step, *rest)
+
         if interrupted:
-            windows.batch = lambda step, *rest: batch(step, *rest) if step < 3 else pytest.fail("stop", pytrace=False)
+            windows.batch = stopping
         train_prior(folder, objective, windows, 6, SETTINGS)
         return objective.prior
 
     whole = distilled(tmp_path / "a", False)
-    import fastjukebox.distill.prior as module
-
-    save_often = module.Budget
-    module.Budget = lambda *args, **kwargs: save_often(*args, **kwargs, save_seconds=0.0)
-    try:
-        with pytest.raises(pytest.fail.Exception):
-            distilled(tmp_path / "b", True)
-    finally:
-        module.Budget = save_often
+    with pytest.raises(TrainingStopped, match="after step 3 of 6"):
+        distilled(tmp_path / "b", True)
     resumed = distilled(tmp_path / "b", False)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters()))
 

@@ -44,6 +44,27 @@ def test_learning_rate_warms_up_and_falls():
     assert math.isclose(budget.rate(50), 0.55) and math.isclose(budget.rate(100), 0.1)
 
 
+def test_a_step_has_its_rate_those_of_groups_and_clipped_gradients(tmp_path):
+    weights = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))]
+    optimizer = torch.optim.SGD([{"params": weights[:1]}, {"params": weights[1:], "rate": 20.0}], lr=1.0)
+    budget, rates, norms = Budget(4, 1e-3, warm_up=2, clip=0.5), [], []
+
+    def after(step):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        norms.append(float(torch.cat([weight.grad for weight in weights]).norm()))
+
+    train(
+        tmp_path,
+        budget,
+        nn.ParameterList(weights),
+        optimizer,
+        lambda step: 9 * sum(map(torch.sum, weights)),
+        after_step=after,
+    )
+    assert rates == [[budget.rate(step), 20 * budget.rate(step)] for step in range(4)]
+    assert norms == pytest.approx([0.5] * 4, rel=1e-4)
+
+
 @pytest.mark.parametrize("stop_after", [1, 3, 6])
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, stop_after):
     whole, _ = run(tmp_path / "a", 7)
@@ -53,6 +74,14 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path, stop_after):
     assert progress.step == 7
     for ours, theirs in zip(whole.parameters(), resumed.parameters()):
         assert torch.equal(ours, theirs)
+
+
+def test_time_is_that_of_all_sittings(tmp_path):
+    with pytest.raises(TrainingStopped):
+        run(tmp_path, 3, stop_after=1)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    torch.save(state | {"seconds": 1000.0}, tmp_path / "state.pt")
+    assert 0 < state["seconds"] < 1000 < run(tmp_path, 3)[1].seconds < 1100
 
 
 def test_a_finished_run_takes_no_further_step(tmp_path):
@@ -71,6 +100,13 @@ def test_divergence_stops_with_the_step_and_keeps_the_last_good_state(tmp_path, 
         run(tmp_path, 9, loss_at=lambda step: value if step == 6 else 1.0)
     assert (tmp_path / "state.pt").read_bytes() == before
     assert run(tmp_path, 9)[1].step == 9
+
+
+def test_an_infinite_gradient_of_a_finite_loss_stops_too(tmp_path):
+    weight = nn.Parameter(torch.zeros(1))
+    with pytest.raises(TrainingDiverged, match=r"at step 0 the loss is 0\.0 and the gradient's norm inf"):
+        optimizer = torch.optim.SGD([weight], lr=1e-2)
+        train(tmp_path, Budget(2, 1e-2), nn.ParameterList([weight]), optimizer, lambda step: weight.sqrt().sum())
 
 
 def test_a_weight_that_is_not_finite_is_never_saved(tmp_path):
@@ -95,6 +131,20 @@ def test_a_stop_has_the_signals_exit_code(tmp_path, number, code):
     finally:
         signal.signal(number, before)
     assert stopped.value.exit_code == code
+
+
+def test_a_stop_during_the_last_save_is_not_lost(tmp_path, monkeypatch):
+    write_state = trainer.write_state
+
+    def interrupted(path, state):
+        os.kill(os.getpid(), signal.SIGTERM)
+        write_state(path, state)
+
+    monkeypatch.setattr(trainer, "write_state", interrupted)
+    with pytest.raises(TrainingStopped, match="after step 3 of 3"):
+        run(tmp_path, 3)
+    monkeypatch.undo()
+    assert run(tmp_path, 3, loss_at=lambda step: float("nan"))[1].step == 3
 
 
 def test_signals_that_are_ignored_stay_so(tmp_path):

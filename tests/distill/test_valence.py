@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from fastjukebox.distill import valence
 from fastjukebox.distill.corpus import write_corpus
 from fastjukebox.distill.labels import QUADRANTS, Labelled, LabelledCrops, read_quadrants, split
 from fastjukebox.distill.mel import log_mel
@@ -81,8 +82,20 @@ def test_saved_network_gives_the_same_probabilities(trained, toy, tmp_path):
     again = load(tmp_path / "net")
     assert again.config == CONFIG and not again.training
     files = [toy / "AP-0.wav", toy / "DU-1.wav"]
-    assert torch.equal(song_probabilities(again, files), song_probabilities(net, files))
+    assert torch.equal(song_probabilities(again, files), song_probabilities(net.train(), files))
+    # Heard as it is when it is trained, and trained on as before.
+    assert net.training and not net.eval().training
     assert sorted(path.name for path in (tmp_path / "net").iterdir()) == ["valence.json", "valence.safetensors"]
+
+
+def test_a_song_is_heard_from_beginning_to_end_and_a_short_one_whole(trained, tmp_path):
+    net, samples = trained[0], CONFIG.crop_samples
+    halves = [_toy(quadrant, 7, seconds=4.0)[:, :samples] for quadrant in (0, 3)]
+    for name, audio in zip("abcd", (*halves, torch.cat(halves, 1), halves[0][:, : samples // 2]), strict=True):
+        write_audio(tmp_path / f"{name}.wav", audio, RATE)
+    first, last, both, short = (song_probabilities(net, [tmp_path / f"{name}.wav"], crops=2) for name in "abcd")
+    torch.testing.assert_close(both, (first + last) / 2)
+    assert not torch.allclose(both, first, atol=0.1) and float(short.sum()) == pytest.approx(1)
 
 
 def test_damaged_networks_are_named(trained, tmp_path):
@@ -128,6 +141,33 @@ def test_interrupted_training_gives_the_same_weights(toy, tmp_path, monkeypatch)
     assert progress.step == 8
     for (name, a), b in zip(whole.state_dict().items(), cut.state_dict().values()):
         assert torch.equal(a, b), name
+
+
+def test_crops_are_transposed_either_way_and_labels_smoothed(toy, tmp_path, monkeypatch):
+    songs, moved, smoothed, cross_entropy = [], [], [], valence.F.cross_entropy
+
+    def heard(audio, config, semitones=None):
+        moved.extend(semitones or [])
+        return log_mel(audio, config, semitones)
+
+    def loss(*given, label_smoothing):
+        smoothed.append(label_smoothing)
+        return cross_entropy(*given, label_smoothing=label_smoothing)
+
+    def crops_of(training, *given):
+        songs.extend(training)
+        return LabelledCrops(training, *given)
+
+    monkeypatch.setattr(valence, "LabelledCrops", crops_of)
+    monkeypatch.setattr(valence, "log_mel", heard)
+    monkeypatch.setattr(valence.F, "cross_entropy", loss)
+    settings = ValenceTraining(batch=12, semitones=2, label_smoothing=0.125)
+    budget = Budget(steps=3, learning_rate=1e-3)
+    _, _, held_out = train_valence(tmp_path, read_quadrants(toy), CONFIG, budget, settings, 0)
+    # What is held out is not among it.
+    assert sorted(songs + held_out) == sorted(read_quadrants(toy))
+    assert set(moved) == {-2, -1, 0, 1, 2} and smoothed == [0.125] * 3
+    assert len({tuple(moved[start : start + 12]) for start in (0, 12, 24)}) == 3
 
 
 def test_areas_under_the_curves_of_known_scores():
@@ -215,9 +255,11 @@ def test_crops_are_balanced_and_depend_on_the_step_alone(toy):
     songs = [song for song in read_quadrants(toy) if song.quadrant or song.path.name == "AP-0.wav"]
     one, other = (LabelledCrops(songs, CONFIG.mel, CONFIG.crop_samples, 5) for _ in range(2))
     one.batch(0, 8)
-    audio, quadrants = one.batch(3, 8)
-    assert audio.shape == (8, CONFIG.crop_samples) and sorted(quadrants.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
+    audio, _ = one.batch(3, 8)
+    assert audio.shape == (8, CONFIG.crop_samples)
+    assert all(sorted(one.batch(step, 8)[1].tolist()) == [0, 0, 1, 1, 2, 2, 3, 3] for step in range(4))
     assert torch.equal(audio, other.batch(3, 8)[0]) and not torch.equal(audio, one.batch(4, 8)[0])
+    assert not torch.equal(audio, LabelledCrops(songs, CONFIG.mel, CONFIG.crop_samples, 6).batch(3, 8)[0])
 
 
 def test_impossible_settings_are_refused():

@@ -1,16 +1,16 @@
 """Codebook averages, and one level trained on one clip."""
 
-import functools
+import os
+import signal
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from fastjukebox.distill import losses
-from fastjukebox.distill import vqvae as vqvae_module
 from fastjukebox.distill.audio_crops import AudioCrops
 from fastjukebox.distill.audio_folder import scan
-from fastjukebox.distill.trainer import Budget
+from fastjukebox.distill.trainer import TrainingStopped
 from fastjukebox.distill.vqvae import CodebookAverage, LevelObjective, VQVAETraining, load_level, train_level
 from fastjukebox.engine.config import VQVAEConfig
 from fastjukebox.engine.vqvae import VQVAE
@@ -93,6 +93,32 @@ def test_encoder_gets_the_decoders_gradient_through_the_codes():
     assert all(p.grad is None for p in vqvae.encoders[1].parameters())
 
 
+def test_loss_is_the_weighted_sum_of_its_terms():
+    vqvae, audio = VQVAE(CONFIG), torch.randn(2, 4096)
+    weights = {"waveform": 2.0, "spectral": 3.0, "log_spectral": 5.0}
+    latents = vqvae.encoders[0](audio[:, None])
+    # Before it quantizes, the decoder sees the latents.
+    level = LevelObjective(vqvae, 0, VQVAETraining(steps=1, quantize_from=1, **weights), seed=0)
+    terms = losses.reconstruction(vqvae.decoders[0](latents)[:, 0], audio)
+    torch.testing.assert_close(level(audio, 0), sum(weights[name] * getattr(terms, name) for name in weights))
+    assert not level.average.is_started
+    # From then on the latents are drawn to the codes, as those are before they move themselves.
+    level = objective(vqvae, 0, **dict.fromkeys(weights, 0.0), commitment=7.0, codebook_decay=0.5)
+    level(audio, 0)
+    before = vqvae.codebook(0).clone()
+    distance = (latents - vqvae.dequantize(vqvae.quantize(latents, 0), 0)).square().mean()
+    torch.testing.assert_close(level(audio, 1), 7 * distance)
+    assert not torch.equal(vqvae.codebook(0), before) and level.average.decay == 0.5
+
+
+def test_the_codebook_depends_on_the_seed_and_the_step():
+    vqvae, audio, found = VQVAE(CONFIG), torch.randn(2, 2048), []
+    for seed, step in ((0, 5), (0, 5), (0, 6), (1, 5)):
+        LevelObjective(vqvae, 0, VQVAETraining(steps=9, quantize_from=5), seed)(audio, step)
+        found.append(vqvae.codebook(0).clone())
+    assert [torch.equal(found[0], other) for other in found] == [True, True, False, False]
+
+
 def test_loss_falls_and_one_clip_is_overfitted(clip, tmp_path):
     crops = AudioCrops(clip, 4096, 44100, seed=0)
     settings = VQVAETraining(steps=80, batch=1, learning_rate=3e-3, quantize_from=20)
@@ -108,20 +134,26 @@ def test_a_level_goes_on_to_the_same_bits(clip, tmp_path, monkeypatch):
     settings = VQVAETraining(steps=5, quantize_from=2)
 
     def weights(folder):
-        train_level(folder, CONFIG, 2, AudioCrops(clip, 2048, 44100, seed=0), settings, 0)
+        crops, loaded = AudioCrops(clip, 2048, 44100, seed=0), VQVAE(CONFIG)
+        figures = train_level(folder, CONFIG, 2, crops, settings, 0)
+        load_level(folder, loaded, 2)
+        audio = crops.measured()
+        assert losses.snr(loaded.decode(loaded.encode(audio, 2), 2), audio) == pytest.approx(
+            figures["snr_db"], rel=1e-4
+        )
         return torch.load(folder / "state.pt", weights_only=True)
 
     whole = weights(tmp_path / "a")
     batch = AudioCrops.batch
 
     def interrupted(crops, step, *rest):
+        # It quantizes by then.
         if step == 3:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
         return batch(crops, step, *rest)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(TrainingStopped, match="after step 4 of 5"):
         patched.setattr(AudioCrops, "batch", interrupted)
-        patched.setattr(vqvae_module, "Budget", functools.partial(Budget, save_seconds=0.0))
         weights(tmp_path / "b")
     resumed = weights(tmp_path / "b")
     for part in ("model", "codebook"):

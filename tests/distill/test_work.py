@@ -6,14 +6,23 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
+import torch
 from click.testing import CliRunner
+from fastjukebox.distill import work as work_module
 from fastjukebox.distill.audio_folder import held_out_songs, scan
 from fastjukebox.distill.card import card
 from fastjukebox.distill.code_store import CodeStore
 from fastjukebox.distill.commands import train
+from fastjukebox.distill.growth import deepened
+from fastjukebox.distill.objectives import LayerMatching, NextCode, SoftTargets
 from fastjukebox.distill.presets import PRESETS
+from fastjukebox.distill.prior import load_averaged
 from fastjukebox.distill.settings import changed, plain
+from fastjukebox.distill.student import new_student
+from fastjukebox.distill.systems import system
+from fastjukebox.distill.trainer import Progress
 from fastjukebox.distill.work import Work
+from fastjukebox.engine.prior import Prior
 
 
 @pytest.fixture
@@ -48,6 +57,45 @@ def test_runs_that_do_not_say_their_songs_are_measured_as_before(other_songs, ru
     del made_with["codes"]
     path.write_text(json.dumps(made_with))
     Work(other_songs, "tiny").check_songs("teacher-72", 2)
+
+
+def test_a_system_starts_from_and_is_trained_for_what_its_recipe_and_the_settings_say(stack, tmp_path, monkeypatch):
+    shutil.copytree(stack, tmp_path / "w")
+    work, begun = Work(tmp_path / "w", "tiny"), {}
+    sets = ("prior.computing.recompute=true", "distillation.temperature=2", "distillation.copy_layers=true")
+    sets += ("epochs.copied_rate=0.25", "epochs.prediction_rate=0.125", "epochs.layers=2")
+    work.settings = changed(work.preset, sets)
+
+    def train_prior(folder, objective, windows, steps, settings, processes):
+        folder.mkdir(parents=True, exist_ok=True)
+        begun[folder.parent.name] = objective, steps, settings.learning_rate / work.preset.prior.learning_rate
+        return Progress(steps), {}
+
+    monkeypatch.setattr(work_module, "train_prior", train_prior)
+    teacher, config = work.prior("teacher-72", 2), work.preset.prior_config(system("plain-18"), 2)
+    shallow = Prior(work.preset.shallow_config(2))
+    load_averaged(work.run_folder("teacher-72", 2) / "shallow", shallow)
+    starts = {
+        "student-18-layers": (LayerMatching, 0.25, new_student(teacher, 3, copy_layers=True)),
+        "student-18": (SoftTargets, 0.125, work.prior("student-18-layers", 2)),
+        "teacher-72": (NextCode, 0.5, deepened(shallow, 9)),
+    }
+    # From nothing, and from the work's seed.
+    torch.manual_seed(0)
+    starts["plain-18"] = (NextCode, 1.0, Prior(config))
+    epoch = work.windows(2).epoch_steps(work.preset.prior.batch)
+    for name, (kind, rate, start) in starts.items():
+        figures = work.train_system(name, 2)
+        objective, steps, found = begun[name]
+        assert type(objective) is kind and found == pytest.approx(rate) and objective.computing.recompute, name
+        assert steps == work.preset.steps(system(name), 2, epoch) and figures["epochs"] == steps / epoch
+        assert all(torch.equal(a, b) for a, b in zip(objective.prior.parameters(), start.parameters(), strict=True))
+        trained = {name.partition(".")[0] for name, p in objective.prior.named_parameters() if p.requires_grad}
+        if kind is not NextCode:
+            # It has the teacher's embeddings.
+            assert objective.settings == work.preset.distillation and trained == {"layers"}
+        else:
+            assert "token_embedding" in trained
 
 
 def test_half_a_corpus_is_none(stack, tmp_path, refused):

@@ -312,13 +312,15 @@ import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).pare
 import conftest, pathlib, resource, types
 from native_cases import decode, make_prior, make_task
 from fastjukebox.engine.native_decoder import NativeDecoder
-prior = make_prior(); decoder = NativeDecoder(prior, 1)
-expected = decode(decoder, make_task(prior))
+prior = make_prior(); task = make_task(prior)
+decoder, draft = NativeDecoder(prior, 1), NativeDecoder(prior, 1)
+expected = decode(decoder, make_task(prior)); decoder.begin(task); draft.begin(task)
 used = 4096 * int(pathlib.Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (used + (30 << 20),) * 2)
 decoder.team = types.SimpleNamespace(next_call=lambda seconds: (64, 8), measured=lambda *call: None)
 decoder.prompt_team = decoder.team
-for run in (lambda: decoder.run(0, 8), lambda: decoder.extend(0, 8)):
+drafts = lambda: decoder.speculate(draft, 0, 8, 10**6, 64)
+for run in (lambda: decoder.run(0, 8), lambda: decoder.extend(0, 8), drafts):
     try:
         run()
     except (OSError, MemoryError) as error:
@@ -328,7 +330,9 @@ assert decode(decoder, make_task(prior)).equal(expected)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert set(done.stdout.splitlines()) <= {"OSError True", "MemoryError True"} and done.stdout.count("\n") == 2
+    *threads, buffers = done.stdout.splitlines()
+    assert set(threads) <= {"OSError True", "MemoryError True"} and len(threads) == 2
+    assert buffers == "MemoryError True"
 
 
 def test_top_p_ends_where_denormals_are_flushed():

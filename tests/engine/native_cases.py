@@ -28,6 +28,16 @@ def make_prior(seed=0, **changes) -> Prior:
     return prior
 
 
+def plain_prior(logits: torch.Tensor) -> Prior:
+    """One whose layers add nothing: the first code's logits are these, and all others' if a code's embedding is 0."""
+    prior = make_prior(width=64, depth=1, codebook_size=len(logits))
+    for parameter in prior.parameters():
+        parameter.zero_()
+    prior.pos_embedding[:, 0] = 1.0
+    prior.token_embedding[:, 0] = logits
+    return prior
+
+
 def make_task(prior, batch=1, prompt_len=0, cond=False, sampling=None, seed=7, offset=0, first_item=0) -> WindowTask:
     config = prior.config
     generator = torch.Generator().manual_seed(3)

@@ -17,7 +17,7 @@ from fastjukebox.engine.patterns import Pattern
 from fastjukebox.kernels import native, native_library, philox, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_cases import decode, make_prior, make_task, with_team
+from native_cases import decode, make_prior, make_task, plain_prior, with_team
 
 pytestmark = pytest.mark.skipif(
     native_library.missing() is not None, reason=f"native decoder: {native_library.missing()}"
@@ -108,15 +108,50 @@ def test_codes_equal_those_of_the_eager_decoder_at_random_sizes(
 
 
 @pytest.mark.parametrize("alone", [0, 1 << 20])
-@pytest.mark.parametrize("heads", [1, 2, 4])
-def test_an_items_codes_depend_neither_on_the_batch_nor_on_the_threads(heads, alone):
-    prior = make_prior(width=128, heads=heads)
+@pytest.mark.parametrize(
+    ("heads", "sizes"),
+    [
+        (1, {}),
+        (2, {}),
+        (4, {}),
+        # An MLP that is not divided as heads are.
+        (2, {"mlp_ratio": 0.7}),
+        # So much attention that threads divide it, though they divide columns.
+        (3, {"attn_ratio": 1.5, "pattern_cycle": (Pattern.DENSE, Pattern.COLUMN)}),
+    ],
+)
+def test_an_items_codes_depend_neither_on_the_batch_nor_on_the_threads(heads, sizes, alone):
+    prior = make_prior(width=128, heads=heads, **sizes)
     whole = decode(NativeDecoder(prior, 5), make_task(prior, 5, 20, cond=True))
     with native_library.items_alone(alone):
         for first, batch, threads in ((0, 2, 1), (2, 3, 2), (0, 5, 2), (4, 1, 3), (1, 4, 4)):
             decoder = with_team(NativeDecoder(prior, batch), threads)
             part = decode(decoder, make_task(prior, batch, 20, cond=True, first_item=first))
             assert torch.equal(part, whole[first : first + batch])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_of_scores_that_tie_the_first_is_taken(threads):
+    """Up here scores are multiples of 8."""
+    prior = plain_prior(torch.full((77,), 1e8))
+    task = make_task(prior, 9)
+    with native_library.items_alone(0):
+        found = decode(with_team(NativeDecoder(prior, 9), threads), task, 1)[:, 0]
+    noise = philox.gumbel_noise(task.seed, task.items, task.level, torch.tensor([0]), 77)[:, 0]
+    assert torch.equal(found, (1e8 + noise).argmax(dim=1))
+
+
+def test_a_code_with_just_top_p_before_it_is_kept():
+    """Weights of 1, 1/2, 1/2 and nothing, all exact."""
+    logits = torch.full((20,), -1e4)
+    logits[10:13] = torch.tensor([0.5, 1.0, 0.5]).log()
+    prior = plain_prior(logits)
+    for top_p, kept in ((0.4999, {11}), (0.5, {10, 11, 12})):
+        found = set[int]()
+        for seed in range(9):
+            task = make_task(prior, 9, sampling=LevelSampling(1.0, 0, top_p), seed=seed)
+            found |= set(decode(NativeDecoder(prior, 9), task, 1)[:, 0].tolist())
+        assert found == kept
 
 
 def test_a_run_in_pieces_equals_one_run():
@@ -148,9 +183,18 @@ def test_start_cond_takes_the_place_of_the_start_token():
     assert not torch.equal(ours, decode(NativeDecoder(prior, 2), task))
 
 
-def test_int8_decodes_as_eager_does_with_the_rounded_weights():
-    prior = make_prior(width=64, depth=3)
-    rounded = make_prior(width=64, depth=3)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        # What heads or their parts of the MLP hold are no whole pairs.
+        {"attn_ratio": 10 / 64},
+        {"mlp_ratio": 50 / 64},
+        {"width": 61, "attn_ratio": 33 / 61, "heads": 3, "mlp_ratio": 47 / 61},
+    ],
+)
+def test_int8_decodes_as_eager_does_with_the_rounded_weights(sizes):
+    prior, rounded = (make_prior(**({"width": 64, "depth": 3} | sizes)) for _ in range(2))
     for layer in rounded.layers:
         for name in ("qkv", "proj", "up", "down"):
             weight = layer.get_submodule(name).weight
@@ -181,10 +225,20 @@ def test_int8_sums_stay_within_32_bits(width):
     for parameter in prior.layers.parameters():
         parameter.zero_()
     size = prior.config.codebook_size
-    prior.token_embedding.copy_(torch.linspace(0.5, 1, size)[:, None].expand(-1, width))
-    prior.pos_embedding.fill_(20.0)
+    prior.token_embedding.copy_(torch.linspace(0.5, 0.99, size)[:, None].expand(-1, width))
+    # Just below a power of two.
+    prior.pos_embedding.fill_(31.0)
     task = make_task(prior)
     assert (decode(NativeDecoder(prior, 1, int8=True), task) == size - 1).all()
+
+
+def test_int8_takes_the_smallest_inputs_for_zero():
+    """Below those whose steps are normal numbers."""
+    prior = plain_prior(torch.ones(77))
+    task = make_task(prior, 9)
+    prior.pos_embedding[:, 0] = 1.5 * 2.0**-115
+    noise = philox.gumbel_noise(task.seed, task.items, task.level, torch.tensor([0]), 77)[:, 0]
+    assert torch.equal(decode(NativeDecoder(prior, 9, int8=True), task, 1)[:, 0], noise.argmax(dim=1))
 
 
 def test_a_call_lets_other_threads_run_and_stays_short():
@@ -258,13 +312,15 @@ import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).pare
 import conftest, pathlib, resource, types
 from native_cases import decode, make_prior, make_task
 from fastjukebox.engine.native_decoder import NativeDecoder
-prior = make_prior(); decoder = NativeDecoder(prior, 1)
-expected = decode(decoder, make_task(prior))
+prior = make_prior(); task = make_task(prior)
+decoder, draft = NativeDecoder(prior, 1), NativeDecoder(prior, 1)
+expected = decode(decoder, make_task(prior)); decoder.begin(task); draft.begin(task)
 used = 4096 * int(pathlib.Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (used + (30 << 20),) * 2)
 decoder.team = types.SimpleNamespace(next_call=lambda seconds: (64, 8), measured=lambda *call: None)
 decoder.prompt_team = decoder.team
-for run in (lambda: decoder.run(0, 8), lambda: decoder.extend(0, 8)):
+drafts = lambda: decoder.speculate(draft, 0, 8, 10**6, 64)
+for run in (lambda: decoder.run(0, 8), lambda: decoder.extend(0, 8), drafts):
     try:
         run()
     except (OSError, MemoryError) as error:
@@ -274,7 +330,9 @@ assert decode(decoder, make_task(prior)).equal(expected)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert set(done.stdout.splitlines()) <= {"OSError True", "MemoryError True"} and done.stdout.count("\n") == 2
+    *threads, buffers = done.stdout.splitlines()
+    assert set(threads) <= {"OSError True", "MemoryError True"} and len(threads) == 2
+    assert buffers == "MemoryError True"
 
 
 def test_top_p_ends_where_denormals_are_flushed():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fastjukebox.engine.config import LabelConfig, LyricConfig
 from fastjukebox.engine.decoder import EagerDecoder, WindowTask
 from fastjukebox.engine.native_decoder import NativeDecoder
 from fastjukebox.engine.patterns import Pattern
@@ -89,6 +90,30 @@ def test_layers_that_later_positions_do_not_need_are_left_out(threads):
     assert there[4:] == [[True], [True, True, True, True], [True, True], [True]]
     assert kept(decoder)[7][1, 0, 0].isfinite().all(dim=1).tolist() == [column < 12 for column in range(24)]
     assert kept(decoder)[0][1].isfinite().all()
+
+
+def test_no_thread_writes_over_keys_that_another_still_reads():
+    """Two layers are needed of the rows before the last, and the lower one keeps a single row."""
+    cycle = (Pattern.ROW, Pattern.COLUMN, Pattern.ROW)
+    prior = make_prior(pattern_cycle=cycle, depth=3, context_len=512, num_rows=8, width=64)
+    task = make_task(prior, 1, 511)
+    alone, team = (with_team(NativeDecoder(prior, 1), threads) for threads in (1, 4))
+    alone.prefill(task)
+    team.prefill(task)
+    for one, other in zip(seen(alone, 511), seen(team, 511)):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_lyrics_that_the_last_layer_alone_reads_are_taken_in(threads):
+    told = {"labels": LabelConfig(2, 2, 1), "lyrics": LyricConfig(9, 20)}
+    prior = make_prior(pattern_cycle=(Pattern.ROW, Pattern.ROW, Pattern.LYRICS), depth=3, num_rows=6, **told)
+    task = make_task(prior, 1)
+    decoder, other = poisoned(NativeDecoder(prior, 1)), with_team(poisoned(NativeDecoder(prior, 1)), threads)
+    decode(decoder, task, 80)
+    other.prefill(with_prompt(task, 80))
+    for one, both in zip(seen(other, 80), seen(decoder, 80)):
+        assert torch.equal(one, both)
 
 
 def test_start_cond_and_calls_of_any_length(monkeypatch):

@@ -118,6 +118,18 @@ def test_every_instruction_set_checks_drafts_alike(isa, int8):
             assert 20 < right < 110 and 124 - right <= checks <= 124 <= drafted <= length * checks
 
 
+def test_what_is_counted_and_written_ends_at_the_stop():
+    """Rows of 24 codes, from the last 4 of one to the first 10 of the sixth: drafts end with a row."""
+    prior = make_prior(context_len=144, num_rows=6)
+    target, draft, task = NativeDecoder(prior, 1), NativeDecoder(prior, 1), make_task(prior, 1, 20)
+    for decoder in (target, draft):
+        decoder.prefill(task)
+    assert target.speculate(draft, 20, 130, 5, 1) == (110, 1 + 4 * 5 + 2, 110)
+    assert (task.codes[0, :130] >= 0).all() and (task.codes[0, 130:] == -1).all()
+    assert target.speculate(draft, 130, 137, 5, 1) == (7, 2, 7)
+    assert (task.codes[0, 130:137] >= 0).all() and (task.codes[0, 137:] == -1).all()
+
+
 def test_drafts_are_no_longer_than_a_stop_may_wait_for(monkeypatch):
     prior, now, chosen = make_prior(), [0.0], set()
     monkeypatch.setattr("fastjukebox.engine.trials.time.monotonic", lambda: now[0])

@@ -53,8 +53,11 @@ int main() {
     float a[8], b[8], c[8], expected[8], found[8];
     for (int i = 0; i < 8; ++i) {
       const bool small = round % 5 == 0;
-      const int first = small ? below(10) : 100 + below(50), second = small ? 120 + below(8) : 100 + below(50);
+      const int first = small ? below(10) : 100 + below(50), second = small ? 100 + below(28) : 100 + below(50);
       a[i] = random_float(first, round % 2), b[i] = random_float(second, round % 2);
+      // (1 + x) (1 - x): beside a larger number, FP64 takes it for a power of two.
+      if (const float x = ldexpf(1.0f, -15 - below(9)); round % 11 == 0)
+        a[i] = ldexpf(below(2) ? 1 + x : -1 - x, first - 127), b[i] = ldexpf(1 - x, second - 127);
       c[i] = round % 7 ? random_float(std::clamp(small ? below(12) : first + second - 157 + below(60), 0, 254), round % 3) : 0.0f;
     }
     avx2::fused(expected, a, b, c);

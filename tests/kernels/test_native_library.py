@@ -41,3 +41,26 @@ def test_a_renamed_source_is_another(tmp_path):
     assert native_library.sources(tmp_path) == before
     (tmp_path / "a.h").rename(tmp_path / "b.h")
     assert native_library.sources(tmp_path) != before
+
+
+def test_a_limit_is_kept_to():
+    """Else what is tested on each instruction set would be tested on the best one, again and again."""
+    sets = native_library.INSTRUCTION_SETS
+    best = sets.index(native_library.instruction_set())
+    for number, name in enumerate(sets):
+        with native_library.limited_to(name):
+            assert native_library.instruction_set() == sets[min(number, best)]
+    assert native_library.instruction_set() == sets[best]
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux says what the processor has")
+def test_the_best_instruction_set_of_the_processor_is_used():
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    has = set(next((line for line in lines if line.startswith("flags")), "").split())
+    needed = {"avx2": "avx2 fma", "avx512": "avx512f avx512bw avx512dq avx512vl", "avx512-vnni": "avx512_vnni"}
+    best = "portable"
+    for name, flags in needed.items():
+        if not has >= set(flags.split()):
+            break
+        best = name
+    assert native_library.instruction_set() == best

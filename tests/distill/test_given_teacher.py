@@ -15,6 +15,8 @@ from fastjukebox.distill.settings import changed
 from fastjukebox.distill.work import Work
 from fastjukebox.engine import Jukebox, Labels, SamplingParams, checkpoint
 from fastjukebox.engine.labels import lyric_tokens
+from fastjukebox.engine.native_decoder import NativeDecoder
+from fastjukebox.engine.speculative_decoder import SpeculativeDecoder
 from fastjukebox.kernels import native_library
 from given_models import KINDS, RATE, SONGS, write_given, write_songs
 from reference_labels import told
@@ -127,6 +129,11 @@ def test_what_is_not_distilled_is_the_teachers(given, tmp_path):
     done(folder, "export", "--system", "student-18", "--level", "0", "--out", str(lean), "--base", str(model))
     assert {"config.json", "prior_0.safetensors"} == {path.name for path in lean.glob("[cpv]*")}
     assert checkpoint.shared_priors(model, lean) == [1, 2] and checkpoint.shared_priors(model, out) == []
+    if native_library.missing() is None:
+        # What both have drafts nothing.
+        jukebox = Jukebox.from_pretrained(model, "cpu", backend="native", draft=lean)
+        decoders = [jukebox.backend.build(jukebox.prior(level), 1) for level in range(3)]
+        assert [type(decoder) for decoder in decoders] == [SpeculativeDecoder, NativeDecoder, NativeDecoder]
     config = checkpoint.load_config(lean)
     assert [prior.depth for prior in config.priors] == [4, 6, 8] and config == checkpoint.load_config(out)
 

@@ -208,10 +208,6 @@ def test_several_items_are_decoded_without_drafts():
     prior = make_prior()
     backend = with_drafts(choose_backend("native", torch.device("cpu"), torch.float32), lambda level: prior)
     assert isinstance(backend.build(prior, 3), NativeDecoder)
-    # Nor is what the draft has in common with the prior.
-    native = choose_backend("native", torch.device("cpu"), torch.float32)
-    shared = with_drafts(native, lambda level: pytest.fail(f"level {level} is loaded"), [prior.config.level])
-    assert isinstance(shared.build(prior, 1), NativeDecoder)
     drafting = backend.build(prior, 1)
     assert isinstance(drafting, SpeculativeDecoder)
     with pytest.raises(ValueError, match="3 items for a decoder of 1"):

@@ -84,13 +84,13 @@ def test_values_belong_to_one_axis():
 
 def test_memory_does_not_grow_with_the_audio(tmp_path):
     path = tmp_path / "a.jsonl"
-    assert scaling.main([*SMALL, "--axes", "audio", "--audio-seconds", "0.5", "6", "--json", str(path)]) == 0
+    assert scaling.main([*SMALL, "--axes", "audio", "--audio-seconds", "6", "24", "--json", str(path)]) == 0
     short, long = harness.read(path)
-    assert (short["row"], short["axis"], short["value"]) == ("audio 0.5 s", "audio", 0.5)
-    assert long["samples"] == 12 * short["samples"] == 6 * 44100
+    assert (short["row"], short["axis"], short["value"]) == ("audio 6 s", "audio", 6.0)
+    assert long["samples"] == 4 * short["samples"] == 24 * 44100
     # 8 bytes for each code of the three levels: one per 8, 32 and 128 samples.
-    assert long["codes_bytes"] == pytest.approx(8 * 6 * 7235, rel=0.001)
+    assert long["codes_bytes"] == pytest.approx(8 * 24 * 7235, rel=0.001)
     assert long["peak_bytes"] >= long["start_bytes"] > 50e6
     grown = long["peak_bytes"] - long["start_bytes"] - (short["peak_bytes"] - short["start_bytes"])
-    # Some 1 MB comes and goes; one activation of the whole audio at once would be 8 MB.
+    # Some 1 MB comes and goes; one activation of the whole audio at once would be 24 MB more.
     assert grown < long["codes_bytes"] + 4e6

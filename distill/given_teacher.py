@@ -62,6 +62,8 @@ class GivenTeacher:
         return dataclasses.replace(
             preset,
             config=self.config,
+            # No crop is taken, but settings are checked together.
+            crop=-(-preset.crop // (unit := self.config.vqvae.samples_per_code(levels - 1))) * unit,
             # Its own depth, and nothing that it would grow from.
             depths={layers: depth for layers, depth in preset.depths.items() if layers != system(TEACHER).layers},
             epochs=tuple(dataclasses.replace(epochs, shallow=0.0) for epochs in preset.epochs),

@@ -1,5 +1,6 @@
 """Students of a model that somebody else trained, with labels and lyrics: `fastjukebox-train --teacher`."""
 
+import dataclasses
 import json
 import shutil
 
@@ -250,6 +251,12 @@ def test_a_given_models_sizes_are_not_set(tmp_path):
     teacher = GivenTeacher(write_given(tmp_path / "model", "plain"))
     base = teacher.fitted(PRESETS["tiny"])
     assert base.config == teacher.config and base.depths == {24: 6, 18: 3}
+    # Of any length of a code.
+    teacher.config = dataclasses.replace(
+        base.config, vqvae=dataclasses.replace(base.config.vqvae, strides=(6, *base.config.vqvae.strides[1:]))
+    )
+    assert changed(teacher.fitted(PRESETS["tiny"]), ["prior.batch=3"]).check() is None
+    teacher.config = base.config
     with pytest.raises(ValueError, match="--set config: the sizes are those of"):
         Work(tmp_path / "w", "tiny", settings=changed(base, ["config.priors.0.width=64"]), teacher=teacher)
     told = done(tmp_path / "w", "distill", "--system", "student-18", "--dry-run", "--teacher", str(tmp_path / "model"))

@@ -116,7 +116,10 @@ def opened(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Work
         parser.error(f"{options.classifier} is no classifier of `fastjukebox-train valence-train`")
     made_with = json.loads(path.read_text())
     options.songs = options.songs or options.work / "corpus"
-    return Work(options.work, made_with["preset"], made_with["seed"], torch.device(options.device))
+    try:
+        return Work(options.work, made_with["preset"], made_with["seed"], torch.device(options.device))
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def pieces_of(options: argparse.Namespace) -> Pieces:

@@ -136,25 +136,33 @@ def read_labels(folder: Path) -> dict[str, dict[str, str]]:
     audio file, relative to the folder; look it up under `label_key`.
 
     Raises:
-        ValueError: no such column, a file named twice, or a row that does not fit the columns.
+        ValueError: no such column, a file named twice, a row that does not fit the columns, or no CSV in UTF-8.
     """
     table = folder / LABELS_FILE
     if not table.exists():
         return {}
+    try:
+        # Spreadsheets write a byte order mark.
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            return _read_rows(table, csv.DictReader(file, strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{table} is no CSV in UTF-8 ({error}): is a quote left open?") from None
+
+
+def _read_rows(table: Path, reader: csv.DictReader[str]) -> dict[str, dict[str, str]]:
     labels: dict[str, dict[str, str]] = {}
-    # Spreadsheets write a byte order mark.
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        column = next((name for name in ("file", "path") if name in (reader.fieldnames or ())), None)
-        if column is None:
-            raise ValueError(f"{table} needs a column `file` with paths relative to its folder")
-        for row in reader:
-            if None in row or None in row.values():
-                raise ValueError(f"{table}, line {reader.line_num}: {len(reader.fieldnames or ())} values are expected")
-            key = label_key(row.pop(column))
-            if key in labels:
-                raise ValueError(f"{table}, line {reader.line_num}: {key} is there twice")
-            labels[key] = row
+    # As people write headings.
+    reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
+    column = next((name for name in ("file", "path") if name in reader.fieldnames), None)
+    if column is None:
+        raise ValueError(f"{table} needs a column `file` with paths relative to its folder")
+    for row in reader:
+        if None in row or None in row.values():
+            raise ValueError(f"{table}, line {reader.line_num}: {len(reader.fieldnames)} values are expected")
+        key = label_key(row.pop(column))
+        if key in labels:
+            raise ValueError(f"{table}, line {reader.line_num}: {key} is there twice")
+        labels[key] = row
     return labels
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import click
 
 from ..engine import version
-from ..engine.cli.terminal import Commands
+from ..engine.cli.terminal import Commands, check_model
 from ..engine.jukebox import model_folder
 from ..engine.threads import take_threads
 from . import GO_ON
@@ -99,6 +99,8 @@ def opened(
     take_threads(threads)
     own = own_device(device)
     with processes(own, sharded) as group:
+        if teacher is not None:
+            check_model(teacher)
         given = None if teacher is None else GivenTeacher(model_folder(teacher))
         known_preset, known_seed = begun_with(folder, PRESET_OF_GIVEN if given else DEFAULT_PRESET)
         preset, seed = known_preset if preset is None else preset, known_seed if seed is None else seed

@@ -17,6 +17,8 @@ from .work import Work
 
 def describe(work: Work, name: str, level: int) -> list[str]:
     """The runs of "vqvae" or a system at one level, a line each."""
+    if work.teacher and work.is_given(name):
+        return [f"{name} level {level}: that of {work.teacher.folder}"]
     return [_vqvae_line(work, level)] if name == "vqvae" else _prior_lines(work, name, level)
 
 

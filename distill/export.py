@@ -41,6 +41,8 @@ def export(
         ValueError: `out` holds a checkpoint already, and is not to be overwritten, or cannot be written to.
         OSError: there is no room for it.
     """
+    if work.teacher and out.resolve() in work.teacher.folders:
+        raise ValueError(f"{out} holds the teacher, which is not to be overwritten: give another --out")
     config_file, files = checkpoint.CONFIG_FILE, checkpoint.network_files(work.preset.config)
     if not overwrite and (held := [file for file in (config_file, *files) if (out / file).exists()]):
         raise ValueError(f"{out / held[0]} exists; give another --out, or --overwrite to replace the checkpoint")
@@ -81,13 +83,13 @@ def export(
 
 def _write_vqvae(work: Work, new: Path, base: Path | None) -> None:
     if work.teacher:
-        work.teacher.copy_vqvae(new)
+        work.teacher.copy(checkpoint.VQVAE_FILE, new)
     else:
         checkpoint.save_network(new, work.vqvae(work.levels), base=base)
 
 
 def _write_prior(work: Work, source: str, level: int, new: Path, base: Path | None) -> None:
     if work.teacher and source == TEACHER:
-        work.teacher.copy_prior(level, new)
+        work.teacher.copy(checkpoint.prior_file(level), new)
     else:
         checkpoint.save_network(new, work.prior(source, level), base=base)

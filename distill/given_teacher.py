@@ -4,7 +4,6 @@ OpenAI's after `fastjukebox convert`, or any other stack that the engine serves.
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,9 @@ class GivenTeacher:
         return found
 
     def recorded(self) -> dict[str, Any]:
-        """What preset.json keeps of it."""
+        """What preset.json keeps of it, for good: so nothing may be missing. Raises ValueError."""
+        if missing := [path for path in self._files if not path.exists()]:
+            raise ValueError(f"the teacher is not complete: {missing[0]} does not exist")
         return {"folder": str(self.folder), "fingerprint": self.fingerprint}
 
     def fitted(self, preset: Preset) -> Preset:
@@ -61,6 +62,8 @@ class GivenTeacher:
         return dataclasses.replace(
             preset,
             config=self.config,
+            # No crop is taken, but settings are checked together.
+            crop=-(-preset.crop // (unit := self.config.vqvae.samples_per_code(levels - 1))) * unit,
             # Its own depth, and nothing that it would grow from.
             depths={layers: depth for layers, depth in preset.depths.items() if layers != system(TEACHER).layers},
             epochs=tuple(dataclasses.replace(epochs, shallow=0.0) for epochs in preset.epochs),
@@ -86,25 +89,29 @@ class GivenTeacher:
         names = [checkpoint.load_names(self.folder, prior.level) for prior in self.config.priors]
         return Told(self.prior(level, device), self.config, names, store)
 
-    def copy_vqvae(self, path: Path) -> None:
-        """Write its VQ-VAE to a file, as it is stored: in another dtype it would be another one."""
+    def copy(self, name: str, path: Path) -> None:
+        """Write the network of its file `name` to another file, as it is stored: in another dtype it would be another
+        one."""
         self._check()
-        shutil.copyfile(checkpoint.network_paths(self.folder, checkpoint.VQVAE_FILE)[0], path)
-
-    def copy_prior(self, level: int, path: Path) -> None:
-        """Write its prior of a level to a file, as it is stored."""
-        self._check()
-        held = checkpoint.network_paths(self.folder, checkpoint.prior_file(level))
-        if len(held) == 1:
-            shutil.copyfile(held[0], path)
-        else:
-            checkpoint.save_network(path, checkpoint.load_prior(self.folder, level))
+        checkpoint.copy_network(self.folder, name, path)
 
     def copy_names(self, folder: Path) -> None:
-        """Write the names of its artists and genres to another folder."""
+        """Write the names of its artists and genres to another folder, which has no others then."""
         for prior in self.config.priors:
             if names := checkpoint.load_names(self.folder, prior.level):
                 checkpoint.save_names(folder, prior.level, names)
+            else:
+                (folder / checkpoint.names_file(prior.level)).unlink(missing_ok=True)
+
+    @property
+    def folders(self) -> set[Path]:
+        """Where its files lie: it may have some in its base."""
+        return {self.folder}.union(*({path.parent.resolve(), path.resolve().parent} for path in self._files))
+
+    @property
+    def _files(self) -> list[Path]:
+        names = checkpoint.network_files(self.config)
+        return [path for name in names for path in checkpoint.network_paths(self.folder, name)]
 
     def _check(self) -> None:
         assert self.fingerprint

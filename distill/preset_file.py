@@ -36,12 +36,17 @@ def settings_of(folder: Path) -> Preset | None:
         raise ValueError(f"{folder / PRESET}: {error}; choose another folder") from None
 
 
+def is_begun(folder: Path, given: bool) -> bool:
+    """Whether networks were trained in a work folder; beside those that were `given`, which codes are of."""
+    return bool({path.parent.name for path in folder.glob("*/level_*")} - ({"codes"} if given else set()))
+
+
 def teacher_of(folder: Path, given: GivenTeacher | None) -> GivenTeacher | None:
     """The model that a work folder was begun with, or is to be: where it was, or where it is now. Its weights are read
-    when they are used.
+    when they are used. As long as nothing was distilled, it may be another one.
 
     Raises:
-        ValueError: there is none at its place, or `given` is another than the folder was begun with.
+        ValueError: there is none at its place, or `given` is another than students were distilled from.
     """
     begun = read_json(folder / PRESET)
     found = (begun or {}).get("teacher")
@@ -62,6 +67,6 @@ def teacher_of(folder: Path, given: GivenTeacher | None) -> GivenTeacher | None:
             raise ValueError(
                 f"the teacher of {folder} is gone ({error}): say where it is now, with --teacher"
             ) from None
-    if given.fingerprint != fingerprint:
+    if given.fingerprint != fingerprint and is_begun(folder, given=True):
         raise ValueError(f"{folder} was begun with another --teacher, {place}: choose another folder")
     return given

@@ -30,7 +30,7 @@ from .given_teacher import GivenTeacher
 from .growth import deepened
 from .objectives import LayerMatching, NextCode, Objective, SoftTargets
 from .parallel import Processes
-from .preset_file import PRESET, settings_of, teacher_of
+from .preset_file import PRESET, is_begun, settings_of, teacher_of
 from .presets import PRESETS, Preset
 from .prior import PriorTraining, load_averaged, train_prior
 from .run_folder import FIGURES, check_same, read_figures, read_json, record, write_figures, write_json
@@ -77,6 +77,8 @@ class Work:
         if self.teacher:
             self.base = self.teacher.fitted(self.base)
         held = settings_of(self.folder)
+        if held and self.teacher:
+            held = dataclasses.replace(held, config=self.teacher.config)
         if self.settings is None:
             self.settings = held
             return
@@ -88,8 +90,9 @@ class Work:
 
     def _check_settings(self, held: Preset) -> None:
         """Refuse others than are `held`, unless nothing was made with those."""
-        is_begun = any(self.folder.glob("*/level_*"))
-        if is_begun or (self.corpus.exists() and held.corpus != self.preset.corpus):
+        if is_begun(self.folder, self.teacher is not None) or (
+            self.corpus.exists() and held.corpus != self.preset.corpus
+        ):
             refuse_other(plain(held), plain(self.preset), self.folder, "choose another folder")
 
     @property

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -108,6 +109,20 @@ def save_network(path: Path, network: nn.Module, dtype: torch.dtype = torch.floa
         if shared:
             tensors = {name: tensor for name, tensor in tensors.items() if name not in shared}
             metadata[SHARED] = _digest_of(shared)
+    _replace(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def copy_network(folder: Path, name: str, path: Path) -> None:
+    """Write the network of file `name` of a folder to `path`, as it is stored, with what it leaves to the base. Raises
+    CheckpointError."""
+    paths = network_paths(folder, name)
+    if len(paths) == 1:
+        shutil.copyfile(paths[0], path)
+        return
+    with safe_open(paths[0], framework="pt") as own, safe_open(paths[1], framework="pt") as theirs:
+        metadata, names = own.metadata(), set(own.keys())
+        tensors = _shared(paths, sorted(set(theirs.keys()) - names), metadata.pop(SHARED))
+        tensors |= {name: own.get_tensor(name) for name in names}
     _replace(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 

@@ -229,3 +229,11 @@ def test_a_work_says_its_preset_and_seed(tmp_path, capsys):
     with pytest.raises(SystemExit):
         systems.opened(parser, parser.parse_args(["--work", str(tmp_path)]))
     assert "is no work of" in capsys.readouterr().err
+
+
+def test_a_work_whose_teacher_is_gone_is_one_line(tmp_path, capsys):
+    gone = {"folder": str(tmp_path / "gone"), "fingerprint": "0"}
+    (tmp_path / "preset.json").write_text(json.dumps({"preset": "tiny", "seed": 0, "teacher": gone}))
+    with pytest.raises(SystemExit):
+        systems.main(["--work", str(tmp_path)])
+    assert "say where it is now, with --teacher" in capsys.readouterr().err

@@ -110,12 +110,21 @@ def test_labels_belong_to_their_songs(folder):
         ("file,mood\na.wav,calm,sad\n", "line 2: 2 values"),
         ("file,mood\na.wav\n", "line 2: 2 values"),
         ("", "column `file`"),
+        ('file,lyrics\na.wav,"la la\nb.wav,la\n', "labels.csv is no CSV in UTF-8 .*is a quote left open"),
+        ('file,lyrics\na.wav,"' + "la la\n" * 30000, "labels.csv is no CSV in UTF-8 .*field larger"),
+        ("file,lyrics\na.wav,caf\u00e9\n", "labels.csv is no CSV in UTF-8 .*can't decode"),
     ],
 )
 def test_labels_that_cannot_be_used_are_refused(tmp_path, table, message):
-    (tmp_path / "labels.csv").write_text(table)
+    (tmp_path / "labels.csv").write_text(table, "latin-1")
     with pytest.raises(ValueError, match=message):
         scan(tmp_path, 1, 0)
+
+
+def test_headings_are_as_people_write_them(tmp_path):
+    _write(tmp_path / "a.wav", 0.1)
+    (tmp_path / "labels.csv").write_text("File, Artist,LYRICS\na.wav,Some Body,La\n")
+    assert scan(tmp_path, 1, 0).songs[0].labels == {"artist": "Some Body", "lyrics": "La"}
 
 
 def test_label_names_may_be_composed_otherwise(tmp_path):

@@ -1,5 +1,6 @@
 """Students of a model that somebody else trained, with labels and lyrics: `fastjukebox-train --teacher`."""
 
+import dataclasses
 import json
 import shutil
 
@@ -198,10 +199,64 @@ def test_labels_that_the_model_does_not_know_are_refused_with_the_song(tmp_path)
     assert "was begun with labels" in str(ended.exception)
 
 
+def test_the_teacher_is_not_overwritten(given, tmp_path):
+    _, folder, model, _ = given
+    before = [path.read_bytes() for path in sorted(model.iterdir())]
+    (tmp_path / "link").symlink_to(model)
+    for out in (model, tmp_path / "link"):
+        ended = command(folder, "export", "--system", "student-18", "--out", str(out), "--overwrite")
+        assert "holds the teacher, which is not to be overwritten" in str(ended.exception)
+    assert [path.read_bytes() for path in sorted(model.iterdir())] == before
+    # Nor what it has in its base.
+    checkpoint.save_config(tmp_path / "lean", checkpoint.load_config(model), str(model))
+    assert GivenTeacher(tmp_path / "lean").folders == {tmp_path / "lean", model}
+
+
+def test_names_of_a_checkpoint_that_is_overwritten_go(given, tmp_path):
+    kind, folder, model, _ = given
+    labelled = write_given(tmp_path / "out", "labels")
+    done(folder, "export", "--system", "student-18", "--out", str(labelled), "--overwrite")
+    for level in range(3):
+        assert checkpoint.load_names(labelled, level) == checkpoint.load_names(model, level)
+    assert kind != "plain" or not list(labelled.glob("names_*"))
+
+
+def test_settings_and_teacher_may_change_until_something_is_distilled(tmp_path):
+    model, songs, work = write_given(tmp_path / "model", "labels"), write_songs(tmp_path / "songs"), tmp_path / "work"
+    encode = ("encode", "--teacher", str(model), "--preset", "tiny", "--audio", str(songs))
+    (model / "prior_0.safetensors").rename(tmp_path / "prior")
+    assert "teacher is not complete: " in str(command(work, *encode).exception) and not work.exists()
+    (tmp_path / "prior").rename(model / "prior_0.safetensors")
+    names = [path.rename(tmp_path / path.name) for path in model.glob("names_*")]
+    done(work, *encode)
+    first = ("distill", "--system", "student-18-layers", "--level", "2", *SETTINGS)
+    # It says what to do; that can be done.
+    assert "convert it with --names" in str(command(work, *first).exception)
+    for path in names:
+        path.rename(model / path.name)
+    assert "tell where it is now (--teacher)" in str(command(work, *first).exception)
+    assert '"depth": 4' in done(work, *first, "--teacher", str(model))
+    ended = command(work, "distill", "--system", "student-18", "--set", "depths.18=3")
+    assert "was begun with depths.18 4" in str(ended.exception)
+
+
+def test_what_is_given_is_not_planned(given):
+    _, folder, model, _ = given
+    for words in (("vqvae",), ("prior", "--system", "teacher-72")):
+        assert f"level 1: that of {model}\n" in done(folder, *words, "--level", "1", "--dry-run")
+    assert "no model 'demo-7': it is neither" in str(command(folder, "eval", "--teacher", "demo-7").exception)
+
+
 def test_a_given_models_sizes_are_not_set(tmp_path):
     teacher = GivenTeacher(write_given(tmp_path / "model", "plain"))
     base = teacher.fitted(PRESETS["tiny"])
     assert base.config == teacher.config and base.depths == {24: 6, 18: 3}
+    # Of any length of a code.
+    teacher.config = dataclasses.replace(
+        base.config, vqvae=dataclasses.replace(base.config.vqvae, strides=(6, *base.config.vqvae.strides[1:]))
+    )
+    assert changed(teacher.fitted(PRESETS["tiny"]), ["prior.batch=3"]).check() is None
+    teacher.config = base.config
     with pytest.raises(ValueError, match="--set config: the sizes are those of"):
         Work(tmp_path / "w", "tiny", settings=changed(base, ["config.priors.0.width=64"]), teacher=teacher)
     told = done(tmp_path / "w", "distill", "--system", "student-18", "--dry-run", "--teacher", str(tmp_path / "model"))

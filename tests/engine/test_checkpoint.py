@@ -312,6 +312,12 @@ def test_tensors_left_to_the_base_are_those_it_had(tiny_model, tiny_config, tmp_
     found = checkpoint.load_prior(folder, 0).state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in prior.state_dict().items())
     assert checkpoint.network_paths(folder, name) == [folder / name, base.resolve() / name]
+    # A copy has both parts, and numbers that FP16 does not hold.
+    checkpoint.copy_network(folder, name, tmp_path / name)
+    whole = load_file(tmp_path / name)
+    assert whole.keys() == found.keys() and all(torch.equal(found[each], tensor) for each, tensor in whole.items())
+    checkpoint.copy_network(base, name, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == (base / name).read_bytes()
     # Another dtype is another file; nothing is shared with it.
     checkpoint.save_network(tmp_path / "half.safetensors", prior, torch.float16, base=base / name)
     assert len(load_file(tmp_path / "half.safetensors")) == len(prior.state_dict())

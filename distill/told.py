@@ -9,7 +9,7 @@ from functools import cache
 
 from ..engine.config import JukeboxConfig
 from ..engine.label_embedding import Conditions
-from ..engine.labels import UNKNOWN, Labels, LevelLabels, Names, level_labels
+from ..engine.labels import UNKNOWN, Labels, LevelLabels, Names, level_labels, lyric_tokens
 from ..engine.prior import Prior
 from .code_store import CodeStore
 
@@ -54,13 +54,14 @@ class Told:
         song, config = self.store.songs[index], self.prior.config
         artist, genre, lyrics = (song.labels.get(name, "").strip() for name in COLUMNS)
         try:
-            found = self._numbers(artist, genre, lyrics if config.lyrics else "")
+            found = self._numbers(artist, genre)
+            characters = lyric_tokens(lyrics, config.lyrics.vocabulary) if config.lyrics else ()
         except ValueError as error:
             raise ValueError(f"{song.path} in {self.store.path}: {error}") from None
-        return found._replace(song_samples=song.samples(self.store.sample_rate))
+        return found._replace(lyrics=characters, song_samples=song.samples(self.store.sample_rate))
 
-    def _find_numbers(self, artist: str, genre: str, lyrics: str) -> LevelLabels:
-        labels = Labels(artist or UNKNOWN, genre or UNKNOWN, lyrics)
+    def _find_numbers(self, artist: str, genre: str) -> LevelLabels:
+        labels = Labels(artist or UNKNOWN, genre or UNKNOWN)
         # All levels, of which one at least must know a name.
         told = [True] * len(self._config.priors)
         found = level_labels(labels, self._config, self._names, 0.0, told)[self.prior.config.level]

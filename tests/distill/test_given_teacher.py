@@ -247,6 +247,17 @@ def test_what_is_given_is_not_planned(given):
     assert "no model 'demo-7': it is neither" in str(command(folder, "eval", "--teacher", "demo-7").exception)
 
 
+def test_a_name_that_some_levels_lack_is_told_once(tmp_path, caplog):
+    model, songs = write_given(tmp_path / "model", "before"), write_songs(tmp_path / "songs")
+    (model / "names_0.json").write_text(json.dumps({"artists": {}, "genres": {"slow": 2, "dance": 4}}))
+    rows = [f"{name},Some Body,slow dance,la {name}" for name, *_ in SONGS]
+    (songs / "labels.csv").write_text("\n".join(["file,artist,genre,lyrics", *rows]))
+    done(tmp_path / "w", "encode", "--teacher", str(model), "--preset", "tiny", "--audio", str(songs))
+    Work(tmp_path / "w", "tiny").windows(2)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1 and "level 0 artist 'Some Body' is not one that the model knows" in told[0]
+
+
 def test_a_given_models_sizes_are_not_set(tmp_path):
     teacher = GivenTeacher(write_given(tmp_path / "model", "plain"))
     base = teacher.fitted(PRESETS["tiny"])

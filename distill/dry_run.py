@@ -10,7 +10,7 @@ from torch import nn
 from ..engine.config import PriorConfig
 from ..engine.prior import Prior
 from ..engine.vqvae import VQVAE
-from .prior import PriorTraining
+from .prior import PriorTraining, count_parameters
 from .systems import TEACHER, system
 from .work import Work
 
@@ -27,7 +27,7 @@ def _vqvae_line(work: Work, level: int) -> str:
     config = preset.config.vqvae
     with torch.device("meta"):
         vqvae = VQVAE(config)
-    parameters = _count(nn.ModuleList((vqvae.encoders[level], vqvae.decoders[level])))
+    parameters = count_parameters(nn.ModuleList((vqvae.encoders[level], vqvae.decoders[level])))
     # Of each full-rate sample: some 18 vectors of spectrograms' cells, and what the convolutions of both halves keep.
     rates = sum(
         math.prod(config.strides[lower] ** config.downs[lower] for lower in range(below)) ** -1.0 * stride**-stage
@@ -53,7 +53,7 @@ def _prior_lines(work: Work, name: str, level: int) -> list[str]:
     teacher = 0
     if recipe.teacher:
         with torch.device("meta"):
-            teacher = _count(Prior(preset.prior_config(system(recipe.teacher), level)))
+            teacher = count_parameters(Prior(preset.prior_config(system(recipe.teacher), level)))
     config, steps = preset.prior_config(recipe, level), preset.steps(recipe, level, epoch)
     rate = preset.rate(recipe, level)
     lines = [
@@ -82,7 +82,7 @@ def _prior_line(
     """`teacher`: the parameters of the network that this one imitates. `rate`: the factor of its learning rates.
     `layers`: it imitates the teacher's layers."""
     with torch.device("meta"):
-        parameters = _count(Prior(config))
+        parameters = count_parameters(Prior(config))
     # Weights, gradients, two moments and the average, FP32; and the teacher's weights.
     held = 5 * 4 * parameters + 4 * teacher
     settings = work.training.slower(rate)
@@ -109,7 +109,3 @@ def _activations(config: PriorConfig, windows: int, settings: PriorTraining, lay
     if upper := config.conditioner:
         total += 4 * codes * upper.width * (5 + 2.5 * upper.depth / upper.upper_ratio)
     return total
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

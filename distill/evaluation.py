@@ -12,6 +12,7 @@ from ..engine.prior import Prior
 from . import losses
 from .forward import Windows, forward
 from .objectives import cross_entropy
+from .prior import count_parameters
 from .systems import TEACHER
 from .work import Work
 
@@ -54,10 +55,7 @@ def evaluate(work: Work, name: str, level: int, per_song: int = 4) -> dict[str, 
     windows = (window.to(work.device) for window in work.windows(level).measured(per_song))
     found = compare(prior, teacher, windows)
     # A teacher that was given has no run here.
-    run = work.figures(name, level) or {
-        "depth": prior.config.depth,
-        "parameters": sum(parameter.numel() for parameter in prior.parameters()),
-    }
+    run = work.figures(name, level) or {"depth": prior.config.depth, "parameters": count_parameters(prior)}
     kept = ("depth", "parameters", "steps", "epochs", "codes", "minutes")
     return {"system": name, "level": level, **{key: run.get(key) for key in kept}, **found}
 

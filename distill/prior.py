@@ -143,6 +143,10 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
+def count_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 def prior_optimizer(prior: Prior, settings: PriorTraining) -> torch.optim.Optimizer:
     """Muon for the layers' matrices where it has a learning rate, AdamW for the rest that is trained."""
     trained = [parameter for parameter in prior.parameters() if parameter.requires_grad]
@@ -222,7 +226,7 @@ def train_prior(
     average.swap()
     return progress, {
         "held_out_bits": bits_per_code(wrapped, measured(settings.measured_windows)),
-        "parameters": sum(parameter.numel() for parameter in prior.parameters()),
+        "parameters": count_parameters(prior),
         "steps": progress.step,
         "codes": progress.step * settings.batch * prior.config.window_len,
         "minutes": progress.seconds / 60,

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import torch
-from fastjukebox.engine import VQVAE, JukeboxConfig, Prior, VQVAEConfig, checkpoint
+from fastjukebox.engine import JukeboxConfig, VQVAEConfig
 from fastjukebox.engine.config import ConditionerConfig, LabelConfig, PriorConfig
 
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
-from labelled_models import NAMES, OTHER_NAMES, top_priors
+from labelled_models import top_priors, write_labelled
 
 RATE = 44100
 KINDS = ("plain", *top_priors())
@@ -24,43 +23,19 @@ SONGS = [
 ]
 
 
-def random_weights(network):
-    """Weights large enough that no term of a prior's output can go missing unnoticed."""
-    with torch.no_grad():
-        for name, tensor in sorted(network.state_dict().items()):
-            noise = torch.randn(tensor.shape)
-            if name.endswith(("weight", "kernel")) and tensor.dim() == 1:
-                tensor.copy_(1 + 0.2 * noise)
-            else:
-                tensor.copy_(noise * (0.3 if tensor.dim() < 2 else 0.8 * tensor.shape[-2] ** -0.5))
-    return network
-
-
 def write_given(folder, kind, depth=8):
     """A model whose top prior is of `kind`, in FP32 values that FP16 does not have."""
-    with torch.random.fork_rng():
-        torch.manual_seed(4)
-        labels = None if kind == "plain" else LabelConfig(7, 6, 3)
-        conditioner = ConditionerConfig(16, 2)
-        sizes = ((0, 48, 6), (1, 32, 4))
-        lower = [
-            PriorConfig(level, 32, 6, 2, length, rows, codebook_size=37, conditioner=conditioner, labels=labels)
-            for level, length, rows in sizes
-        ]
-        if kind == "plain":
-            top = PriorConfig(2, 32, depth, 2, 24, 4, codebook_size=37)
-        else:
-            top = dataclasses.replace(top_priors()[kind], depth=depth)
-        vqvae = VQVAEConfig(37, 8, width=8, depth=1, multipliers=(1, 1, 1))
-        config = JukeboxConfig(vqvae, (*lower, top))
-        checkpoint.save_config(folder, config)
-        checkpoint.save_network(folder / checkpoint.VQVAE_FILE, random_weights(VQVAE(vqvae)), torch.float32)
-        for level, prior in enumerate(config.priors):
-            checkpoint.save_network(folder / checkpoint.prior_file(level), random_weights(Prior(prior)), torch.float32)
-            if prior.labels:
-                names = NAMES if prior.labels.genre_slots > 1 else OTHER_NAMES
-                checkpoint.save_names(folder, level, names)
-    return folder
+    labels = None if kind == "plain" else LabelConfig(7, 6, 3)
+    lower = [
+        PriorConfig(
+            level, 32, 6, 2, length, rows, codebook_size=37, conditioner=ConditionerConfig(16, 2), labels=labels
+        )
+        for level, length, rows in ((0, 48, 6), (1, 32, 4))
+    ]
+    top = PriorConfig(2, 32, 3, 2, 24, 4, codebook_size=37) if kind == "plain" else top_priors()[kind]
+    vqvae = VQVAEConfig(37, 8, width=8, depth=1, multipliers=(1, 1, 1))
+    config = JukeboxConfig(vqvae, (*lower, dataclasses.replace(top, depth=depth)))
+    return write_labelled(folder, config, seed=4)
 
 
 def write_songs(folder, seconds=0.19):

@@ -7,54 +7,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from fastjukebox.engine import VQVAE, JukeboxConfig, Prior, PriorConfig, VQVAEConfig, checkpoint
+from fastjukebox.engine import VQVAE, JukeboxConfig, Prior, PriorConfig, VQVAEConfig
 from fastjukebox.engine.__main__ import main
 from fastjukebox.engine.config import ConditionerConfig
 from torch import nn
 
-# Test modules import `openai_files`, which lies beside them.
+# Test modules import what lies beside them.
 sys.path.insert(0, str(Path(__file__).parent))
 
+import random_models
 from openai_files import PRIOR_CONFIGS, VQVAE_CONFIG, VQVAE_HPS, prior_hps, prior_state, save, vqvae_state
 
 
 @pytest.fixture(scope="session")
-def randomize() -> Callable[[nn.Module], nn.Module]:
-    """Fills a module with weights large enough that no term of its output can go missing unnoticed."""
-
-    def fill(module: nn.Module, scale: float = 1.0) -> nn.Module:
-        with torch.no_grad():
-            for name, tensor in sorted(module.state_dict().items()):
-                noise = torch.randn(tensor.shape)
-                if name.endswith(("bias", "embedding", "start_token")):
-                    noise *= 0.25
-                elif tensor.dim() == 1:
-                    noise = 1 + 0.25 * noise
-                elif tensor.dim() == 2 and not name.startswith("codebook"):
-                    noise *= scale * tensor.shape[0] ** -0.5
-                elif tensor.dim() == 3:
-                    noise *= scale * (tensor.shape[2] * min(tensor.shape[:2])) ** -0.5
-                tensor.copy_(noise)
-        return module
-
-    return fill
+def randomize() -> Callable[..., nn.Module]:
+    return random_models.randomize
 
 
 @pytest.fixture(scope="session")
-def randomize_vqvae(randomize) -> Callable[[nn.Module], nn.Module]:
-    """Random weights, and codebooks of latents that such encoders really give, so that many codes are in use."""
-
-    def fill(vqvae: nn.Module) -> nn.Module:
-        randomize(vqvae)
-        config = vqvae.config
-        for level, encoder in enumerate(vqvae.encoders):
-            with torch.no_grad():
-                audio = torch.randn(1, 1, config.codebook_size * config.samples_per_code(level))
-                latents = encoder(audio)[0].T
-                vqvae.codebook(level).copy_(latents + 0.1 * latents.std() * torch.randn_like(latents))
-        return vqvae
-
-    return fill
+def randomize_vqvae() -> Callable[[nn.Module], nn.Module]:
+    return random_models.randomize_vqvae
 
 
 @pytest.fixture(scope="session")
@@ -70,22 +42,9 @@ def tiny_config() -> JukeboxConfig:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_config, randomize, randomize_vqvae, tmp_path_factory) -> Path:
+def tiny_model(tiny_config, tmp_path_factory) -> Path:
     """The folder of a model with random FP32 weights, in which every code depends on all that it should depend on."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        checkpoint.save_config(folder, tiny_config)
-        checkpoint.save_network(
-            folder / checkpoint.VQVAE_FILE, randomize_vqvae(VQVAE(tiny_config.vqvae)), torch.float32
-        )
-        for config in tiny_config.priors:
-            prior = randomize(Prior(config), scale=0.6)
-            if prior.conditioner:
-                # Else the biases behind it outweigh it.
-                prior.conditioner.embedding.data *= 4
-            checkpoint.save_network(folder / checkpoint.prior_file(config.level), prior, torch.float32)
-    return folder
+    return random_models.write(tmp_path_factory.mktemp("models") / "tiny", tiny_config, seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-import torch
-from fastjukebox.engine import VQVAE, JukeboxConfig, Labels, Prior, SamplingParams, checkpoint
+import random_models
+from fastjukebox.engine import JukeboxConfig, Labels, SamplingParams, checkpoint
 from fastjukebox.engine.config import LabelConfig, LyricConfig, PriorConfig
 from fastjukebox.engine.labels import Names
 from fastjukebox.engine.patterns import Pattern
@@ -42,18 +42,15 @@ def top_priors():
     }
 
 
-def write_model(folder, kind, tiny_config, randomize, randomize_vqvae):
-    """Random weights, in which every code depends on all that it should depend on."""
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        upsamplers = (dataclasses.replace(prior, labels=LabelConfig(7, 6, 3)) for prior in tiny_config.priors[:2])
-        config = JukeboxConfig(tiny_config.vqvae, (*upsamplers, top_priors()[kind]))
-        checkpoint.save_config(folder, config)
-        checkpoint.save_network(folder / checkpoint.VQVAE_FILE, randomize_vqvae(VQVAE(config.vqvae)), torch.float32)
-        for level, prior in enumerate(config.priors):
-            network = randomize(Prior(prior), scale=0.6)
-            if network.conditioner:
-                network.conditioner.embedding.data *= 4
-            checkpoint.save_network(folder / checkpoint.prior_file(level), network, torch.float32)
-            checkpoint.save_names(folder, level, NAMES if prior.labels.genre_slots > 1 else OTHER_NAMES)
+def write_model(folder, kind, tiny_config):
+    upsamplers = (dataclasses.replace(prior, labels=LabelConfig(7, 6, 3)) for prior in tiny_config.priors[:2])
+    return write_labelled(folder, JukeboxConfig(tiny_config.vqvae, (*upsamplers, top_priors()[kind])), seed=3)
+
+
+def write_labelled(folder, config, seed):
+    """A model of random weights, with names of artists and genres where it takes labels."""
+    random_models.write(folder, config, seed)
+    for prior in config.priors:
+        if prior.labels:
+            checkpoint.save_names(folder, prior.level, NAMES if prior.labels.genre_slots > 1 else OTHER_NAMES)
     return folder

@@ -19,8 +19,8 @@ TOLD = ("--artist", "Some Body", "--genre", "slow dance", "--song-seconds", "0.2
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_config, randomize, randomize_vqvae, tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("models") / "sung", "before", tiny_config, randomize, randomize_vqvae)
+def folder(tiny_config, tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("models") / "sung", "before", tiny_config)
 
 
 @pytest.fixture

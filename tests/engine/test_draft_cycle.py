@@ -173,13 +173,11 @@ def test_one_item_alone_is_drafted(randomize):
 
 
 @pytest.mark.parametrize("kind", ["none", *top_priors()])
-def test_requests_give_the_same_with_drafts(
-    kind, tiny_model, tiny_config, randomize, randomize_vqvae, tmp_path, monkeypatch
-):
+def test_requests_give_the_same_with_drafts(kind, tiny_model, tiny_config, tmp_path, monkeypatch):
     """Labels, lyrics, windows with prompts, several items."""
     monkeypatch.setattr(SpeculativeDecoder, "LENGTHS", (4,))
     labelled = kind != "none"
-    folder = write_model(tmp_path / kind, kind, tiny_config, randomize, randomize_vqvae) if labelled else tiny_model
+    folder = write_model(tmp_path / kind, kind, tiny_config) if labelled else tiny_model
     backend = Backend(
         "triton", lambda prior, batch: GraphDecoder(prior, batch, ops=reference), lambda *_: None, drafts=True
     )

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture(scope="module", params=top_priors())
-def folder(request, tiny_config, randomize, randomize_vqvae, tmp_path_factory):
+def folder(request, tiny_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / request.param
-    return write_model(folder, request.param, tiny_config, randomize, randomize_vqvae)
+    return write_model(folder, request.param, tiny_config)
 
 
 @pytest.fixture(scope="module")

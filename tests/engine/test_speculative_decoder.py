@@ -270,11 +270,9 @@ def changed(folder, other):
 
 @pytest.mark.usefixtures("always_drafts")
 @pytest.mark.parametrize("kind", ["none", *top_priors()])
-def test_requests_give_the_same_with_drafts(
-    kind, tiny_model, tiny_config, randomize, randomize_vqvae, tmp_path, decoders
-):
+def test_requests_give_the_same_with_drafts(kind, tiny_model, tiny_config, tmp_path, decoders):
     labelled = kind != "none"
-    folder = write_model(tmp_path / kind, kind, tiny_config, randomize, randomize_vqvae) if labelled else tiny_model
+    folder = write_model(tmp_path / kind, kind, tiny_config) if labelled else tiny_model
     draft = changed(folder, tmp_path / "draft")
     params = dataclasses.replace(PARAMS, num_samples=1, labels=PARAMS.labels if labelled else None)
     if kind == "labels":

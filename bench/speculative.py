@@ -1,13 +1,13 @@
 """Speculative decoding (engine/speculative_decoder.py): milliseconds per code with drafts and without.
 
-    python bench speculative [--pairs demo-72:demo-3 --width 2048 --backends native native-int8 --json FILE]
+    python bench speculative [--pairs demo-72:demo-3 --width 2048 --batch 1 3 --backends native native-int8 --json FILE]
     python bench speculative --device cuda [--width 1920 --backends triton triton-int8]
 
 A pair is a model and the one that drafts for it. How much drafts help depends on how many of them are right, which
 needs trained networks, and on the width; so the bottom level's networks are widened by repeating their values
 (widened.py): they draw the codes of the small ones. Codes are those of the second half of a window, after a prompt and
-with conditions that the model itself has sampled; of every way they are compared with those without drafts, or nothing
-is reported. Ways are timed by turns, ratios taken within rounds.
+with conditions that the model itself has sampled, several items going on from the same; of every way they are compared
+with those without drafts, or nothing is reported. Ways are timed by turns, ratios taken within rounds.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if not __package__:
 
 import argparse
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -26,7 +27,7 @@ from typing import Any, cast
 import torch
 
 from ..engine import Jukebox, SamplingParams
-from ..engine.decoder import LevelSampling, WindowTask, choose_backend
+from ..engine.decoder import BACKENDS, LevelSampling, WindowTask, choose_backend
 from ..engine.graph_decoder import GraphDecoder
 from ..engine.patterns import Pattern
 from ..engine.speculative_decoder import CheckingDecoder, check_drafts, expect_drafts
@@ -36,7 +37,7 @@ from .widened import widened
 
 SEED = 3
 PAIRS = ("demo-72:demo-3", "demo-72:demo", "demo:demo-3")
-LENGTHS = (4, 8, 16)
+LENGTHS = (2, 4, 8, 16)
 TEMPERATURE = 0.99
 
 
@@ -56,7 +57,7 @@ def usable(pair: str, width: int) -> None:
 
 @functools.cache
 def window(model: str, device: torch.device) -> WindowTask:
-    """A window's first half and condition, as the model samples them."""
+    """A window's first half and condition, as the model samples them, of one item."""
     jukebox = Jukebox.from_pretrained(model, device, torch.float32)
     config = jukebox.config.priors[0]
     assert config.conditioner
@@ -73,11 +74,11 @@ def window(model: str, device: torch.device) -> WindowTask:
     return replace(task, prompt_len=start)
 
 
-def wide_decoder(name: str, width: int, device: torch.device, backend: str) -> CheckingDecoder:
+def wide_decoder(name: str, width: int, device: torch.device, backend: str, batch: int) -> CheckingDecoder:
     prior = Jukebox.from_pretrained(name, "cpu").prior(0)
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     wide = widened(prior, width // prior.config.width).to(device, dtype)
-    return cast("CheckingDecoder", choose_backend(backend, device, dtype).build(wide, 1))
+    return cast("CheckingDecoder", choose_backend(backend, device, dtype).build(wide, batch))
 
 
 def told(task: WindowTask, decoder: CheckingDecoder) -> WindowTask:
@@ -95,13 +96,25 @@ def caches(decoder: CheckingDecoder) -> list[Any]:
 
 
 def measure(
-    model: str, draft: str, width: int, device: torch.device, backend: str, codes: int, threads: int, rows: Rows
+    model: str,
+    draft: str,
+    width: int,
+    device: torch.device,
+    backend: str,
+    batch: int,
+    codes: int,
+    threads: int,
+    rows: Rows,
 ) -> dict[str, Any]:
     task = window(model, device)
-    task = replace(task, codes=task.codes.clone())
+    assert task.frame_cond is not None
+    items, cond = torch.arange(batch, device=device), task.frame_cond.repeat(batch, 1, 1)
+    task = replace(task, codes=task.codes.repeat(batch, 1), items=items, frame_cond=cond)
+    most_rows = next(each.drafts for each in BACKENDS if each.name == backend)
+    lengths = [length for length in LENGTHS if length * batch <= most_rows]
     # One to be timed alone.
-    target, drafts, alone = (wide_decoder(name, width, device, backend) for name in (model, draft, draft))
-    expect_drafts(target, drafts, LENGTHS)
+    target, drafts, alone = (wide_decoder(name, width, device, backend, batch) for name in (model, draft, draft))
+    expect_drafts(target, drafts, lengths)
     for each in (drafts, target, alone):
         each.prefill(told(task, each))
     # A row's first position: what is written from there on replaces nothing that is read but previous rows.
@@ -127,7 +140,7 @@ def measure(
                 each.go_to(start)
 
     def with_drafts(length: int) -> None:
-        right[length], _, _ = target.speculate(drafts, start, stop, length, threads)
+        right[length], _, _ = target.speculate(drafts, [start] * batch, stop, length, stop - start, threads)
 
     def checked(run: Callable[[], object]) -> Callable[[], object]:
         def runs() -> None:
@@ -141,7 +154,7 @@ def measure(
     target.decode(start, stop, threads)
     expected = task.codes[:, start:stop].clone()
     ways: dict[str, Callable[[], object]] = {"plain": lambda: target.decode(start, stop, threads)}
-    ways |= {f"drafts_{length}": lambda length=length: with_drafts(length) for length in LENGTHS}
+    ways |= {f"drafts_{length}": lambda length=length: with_drafts(length) for length in lengths}
 
     def draft_alone() -> None:
         rewind()
@@ -149,18 +162,20 @@ def measure(
 
     ways = {name: checked(run) for name, run in ways.items()} | {"draft": draft_alone}
     times = rounds_of(ways, device, rows.rounds)
-    per_code = {name: [1e3 * taken / (stop - start) for taken in found] for name, found in times.items()}
+    written = (stop - start) * batch
+    per_code = {name: [1e3 * taken / written for taken in found] for name, found in times.items()}
     ratios = {
         f"drafts_{length}_speedup": quantiles(
             [a / b for a, b in zip(per_code["plain"], per_code[f"drafts_{length}"], strict=True)]
         )
-        for length in LENGTHS
+        for length in lengths
     }
     return {
         **{f"{name}_ms": quantiles(found) for name, found in per_code.items()},
         **ratios,
-        "right": {str(length): count / (stop - start) for length, count in right.items()},
+        "right": {str(length): count / written for length, count in right.items()},
         "codes": stop - start,
+        "batch": batch,
         "width": width,
         "depth": target.prior.config.depth,
         "draft_depth": drafts.prior.config.depth,
@@ -170,7 +185,10 @@ def measure(
 
 
 def say(f: dict[str, Any]) -> str:
-    ways = (f"{f[f'drafts_{k}_speedup']['p50']:.2f}x by {k} ({100 * f['right'][str(k)]:.0f} % right)" for k in LENGTHS)
+    ways = (
+        f"{f[f'drafts_{length}_speedup']['p50']:.2f}x by {length} ({100 * share:.0f} % right)"
+        for length, share in f["right"].items()
+    )
     return f"{f['plain_ms']['p50']:.2f} ms per code, draft {f['draft_ms']['p50']:.2f} ms; {', '.join(ways)}"
 
 
@@ -181,6 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--backends", nargs="+", type=decoder, help="[default: the native ones, on a GPU Triton's: FP16 and int8]"
     )
+    parser.add_argument("--batch", nargs="+", type=positive, default=[1, 2, 4], help="items decoded together")
     parser.add_argument("--codes", type=positive, default=128)
     add_options(parser, rounds=5)
     parser.set_defaults(device="cpu")
@@ -193,14 +212,15 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"drafts on {device} are for the {kind} decoders, not for {backend}")
     refuse(parser, options.pairs, lambda pair: usable(pair, options.width))
     if options.quick:
-        options.pairs, options.codes = options.pairs[:1], min(options.codes, 48)
+        options.pairs, options.batch, options.codes = options.pairs[:1], options.batch[:1], min(options.codes, 48)
     rows = Rows("speculative", options)
     for model, draft in (pair.split(":", 1) for pair in options.pairs):
-        for backend in options.backends:
+        for backend, batch in itertools.product(options.backends, options.batch):
+            sizes = batch, options.codes, options.threads
             rows.add(
-                f"{model} by drafts of {draft}, width {options.width}, {backend}",
-                lambda model=model, draft=draft, backend=backend: measure(
-                    model, draft, options.width, device, backend, options.codes, options.threads, rows
+                f"{model} by drafts of {draft}, width {options.width}, batch {batch}, {backend}",
+                lambda model=model, draft=draft, backend=backend, sizes=sizes: measure(
+                    model, draft, options.width, device, backend, *sizes, rows
                 ),
                 say,
                 {"model": model, "draft": draft},

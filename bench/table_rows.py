@@ -96,13 +96,16 @@ def decode(records: list[Record]) -> Table:
 def speculative(records: list[Record]) -> Table:
     rows = []
     lengths = sorted({int(length) for r in records for length in r["right"]})
-    for r in sorted(records, key=lambda r: (r["width"], -r["depth"], r["draft_depth"], r["backend"])):
+    for r in sorted(
+        records, key=lambda r: (r["width"], -r["depth"], r["draft_depth"], r["backend"], r.get("batch", 1))
+    ):
         shares = sorted(r["right"].values())
         right = " to ".join(f"{100 * share:.0f}" for share in dict.fromkeys((shares[0], shares[-1])))
         ratios = [cell(r.get(f"drafts_{length}_speedup"), unit="x") for length in lengths]
         size = f"{r['depth']} x {r['width']}, {r['backend']}"
-        rows.append((size, r["draft_depth"], cell(r["plain_ms"]), cell(r["draft_ms"]), f"{right} %", *ratios))
-    header = ["layers x width, decoder", "layers of the draft", "ms per code", "of the draft", "drafts right"]
+        times = cell(r["plain_ms"]), cell(r["draft_ms"])
+        rows.append((size, r["draft_depth"], r.get("batch", 1), *times, f"{right} %", *ratios))
+    header = ["layers x width, decoder", "layers of the draft", "batch", "ms per code", "of the draft", "drafts right"]
     header += [f"speed-up by {length} codes" for length in lengths]
     note = "`python bench speculative`: the demo's bottom level, its values repeated up to the width; codes as without"
     return table_of("speculative", "Speculative decoding", header, [tuple(map(str, row)) for row in rows], note)

@@ -1,9 +1,10 @@
 """Speculative decoding on a GPU: a draft of so many codes and its check, recorded as one CUDA graph.
 
-A small prior's steps draft codes one by one; the prior itself then does a step of as many lanes, which are positions of
-one item and share its cache; a last kernel compares, corrects, and moves both on (kernels/check_drafts.py). How far a
-cycle comes depends on the codes, and only the device knows: the host asks now and then. An item's numbers do not depend
-on how many lanes there are (kernels/gemv.py), so the codes are to the bit those without drafts.
+A small prior's steps draft codes one by one; the prior itself then does a step of as many lanes for each item, which
+are positions of the item and share its cache; a last kernel compares, corrects, and moves both on
+(kernels/check_drafts.py). How far a cycle comes depends on the codes, and only the device knows: the host asks now and
+then. An item's numbers do not depend on how many lanes there are (kernels/gemv.py), so the codes are to the bit those
+without drafts.
 """
 
 from __future__ import annotations
@@ -21,42 +22,46 @@ if TYPE_CHECKING:
 
 
 class DraftCycle:
-    """`draft` guesses `length` codes of `target`'s item, in the same buffer, `target` checks them."""
+    """`draft` guesses `length` codes of each of `target`'s items, in the same buffer, `target` checks them."""
 
     def __init__(self, target: GraphDecoder, draft: GraphDecoder, length: int) -> None:
         self.draft, self.length, self.check = draft, length, target.side_by_side(length)
         self.codes, self.graphs = target.codes, dict[bool, torch.cuda.CUDAGraph]()
-        device = target.prior.device
-        # The next position, and the one before which to stop.
-        self.reached, self.limit = (torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2))
-        # Codes that were drafted right, checks, codes checked.
-        self.counts = torch.zeros(3, dtype=torch.int64, device=device)
+        # Each item's next position, the one before which to stop; codes that were drafted right, checks, codes checked.
+        self.reached, self.limit, self.counts = (
+            torch.zeros(sizes, dtype=torch.int64, device=target.prior.device)
+            for sizes in (target.lanes, 1, (target.lanes, 3))
+        )
 
     def record(self) -> None:
         """Record the cycle, unless it is; `draft` and `check` have the conditions of a task."""
         if (key := self.check.cond is not None) not in self.graphs:
-            self._place(1, 2)
+            self._place([1], 2)
             self.draft.positions.fill_(1)
             self.graphs[key] = graph_decoder.recorded(self._once)
 
     @torch.inference_mode()
-    def run(self, start: int, stop: int) -> tuple[int, int, int]:
-        """Codes `start` ... `stop` - 1, from position 1 at the earliest; see GraphDecoder.speculate."""
-        self._place(start, stop)
-        self.draft.go_to(start)
+    def run(self, positions: list[int], stop: int, checks: int) -> tuple[int, int, int]:
+        """Codes of each item from its own of `positions`, 1 at the earliest; see GraphDecoder.speculate."""
+        self._place(positions, stop)
+        # One that is there already does the last again, as in a check too many.
+        self.draft.go_to(*(min(pos, stop - 1) for pos in positions))
         self.counts.zero_()
-        pos = start
-        while pos < stop:
+        items, least = len(positions), min(positions)
+        while checks and least < stop:
             # As many cycles as there must be, if all drafts are right.
-            for _ in range(-(-(stop - pos) // self.length)):
+            cycles = min(checks, -(-(stop - least) // self.length))
+            for _ in range(cycles):
                 self._replay()
+            checks -= cycles
             # Waits for the device.
-            pos = int(self.reached)
-        right, checks, drafted = self.counts.tolist()
-        return right, checks, drafted
+            positions[:] = self.reached[:items].tolist()
+            least = min(positions)
+        right, checked, drafted = self.counts[:items].sum(0).tolist()
+        return right, checked, drafted
 
-    def _place(self, start: int, stop: int) -> None:
-        self.reached.fill_(start)
+    def _place(self, positions: list[int], stop: int) -> None:
+        self.reached.copy_(self.draft.of_lanes(positions))
         self.limit.fill_(stop)
 
     def _replay(self) -> None:

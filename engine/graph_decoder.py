@@ -81,6 +81,8 @@ class GraphDecoder:
         # Of the host's threads.
         self.team = TeamSize(1)
         self.cycles: dict[int, DraftCycle] = {}
+        # Items that the cache has room for.
+        self.batch = batch
         # How many steps the graphs have.
         self.recorded: tuple[int, ...] = (1, steps_per_graph)
         with torch.inference_mode():
@@ -121,13 +123,11 @@ class GraphDecoder:
         self.behind: torch.cuda.Event | None = None
 
     def side_by_side(self, positions: int) -> GraphDecoder:
-        """Another one with the same weights, noise and cache, whose lanes are so many positions of this one's item; its
-        condition is the item's, too."""
-        if self.lanes > 1:
-            raise ValueError(f"positions side by side are for one item, not for {self.lanes}")
+        """Another one with the same weights, noise and cache, whose lanes are so many positions of each of this one's
+        items, the first of all before the second of all; its conditions are the items', too."""
         other = copy.copy(self)
         with torch.inference_mode():
-            other._allocate(positions)
+            other._allocate(positions * self.batch)
         return other
 
     def expect_drafts(self, draft: GraphDecoder, lengths: Sequence[int]) -> None:
@@ -172,9 +172,14 @@ class GraphDecoder:
 
     def _of_lanes(self, task: WindowTask) -> Tensor:
         """The item of each lane: lanes without one repeat the last."""
-        if len(task.codes) > self.lanes:
-            raise ValueError(f"{len(task.codes)} items for a decoder of {self.lanes}")
-        return torch.arange(self.lanes, device=self.prior.device).clamp(max=len(task.codes) - 1)
+        if len(task.codes) > self.batch:
+            raise ValueError(f"{len(task.codes)} items for a decoder of {self.batch}")
+        return (torch.arange(self.lanes, device=self.prior.device) % self.batch).clamp(max=len(task.codes) - 1)
+
+    def of_lanes(self, positions: Sequence[int]) -> Tensor:
+        """[lanes] int64: the last one, again and again, after those of the items."""
+        repeated = [*positions, *[positions[-1]] * (self.lanes - len(positions))]
+        return torch.tensor(repeated, device=self.prior.device)
 
     def _take_conditions(self, task: WindowTask) -> Tensor | None:
         """Copy the frame conditions to where recorded steps read them; returns those of the start."""
@@ -201,16 +206,18 @@ class GraphDecoder:
         self.go_to(stop)
 
     @torch.inference_mode()
-    def go_to(self, pos: int) -> None:
-        """Make `pos` the next position, those before being in the cache."""
-        prior = self.prior
-        self.pos = pos
-        self.positions.fill_(pos)
-        if pos < prior.config.context_len:
-            first = prior.token_embedding[self.codes[:, pos - 1]] if pos else prior.start(self.start_cond, self.lanes)
+    def go_to(self, *reached: int) -> None:
+        """Make these the items' next positions, or one of all, those before being in the cache; none is 0 but all."""
+        prior, lanes = self.prior, torch.arange(self.lanes, device=self.prior.device)
+        self.pos = min(reached)
+        pos = self.of_lanes(reached)
+        self.positions.copy_(pos)
+        if max(reached) < prior.config.context_len:
+            start = prior.start(self.start_cond, self.lanes) if self.pos == 0 else None
+            first = prior.token_embedding[self.codes[lanes, pos - 1]] if start is None else start
             # In the order and precision of sample_step.
             x = first.to(self.x.dtype) + prior.pos_embedding[pos].to(self.x.dtype)
-            self.x.copy_(x if self.cond is None else x + self.cond[:, pos].to(self.x.dtype))
+            self.x.copy_(x if self.cond is None else x + self.cond[lanes, pos].to(self.x.dtype))
 
     @torch.inference_mode()
     def run(self, start: int, stop: int) -> None:
@@ -240,20 +247,25 @@ class GraphDecoder:
 
     @torch.inference_mode()
     def speculate(
-        self, draft: GraphDecoder, start: int, stop: int, length: int, threads: int = 1
+        self, draft: GraphDecoder, positions: list[int], stop: int, length: int, checks: int, threads: int = 1
     ) -> tuple[int, int, int]:
-        """As `decode`, by drafts of `length` codes of the decoder that drafts are expected of, which holds the codes
-        before. Returns how many of the codes were drafted right, the number of checks, and that of codes drafted."""
+        """See speculative_decoder.CheckingDecoder; `draft` is the decoder that drafts are expected of. No position is
+        beyond `stop`."""
+        start = min(positions)
         if start != self.pos:
             raise ValueError(f"positions from {start}, but {self.pos} is next")
         if not start:
             # What position 0 takes in is no code.
             self.decode(0, 1)
             draft.extend(0, 1)
-        first = max(start, 1)
-        counts = self.cycles[length].run(first, stop) if first < stop else (0, 1, 1)
-        self.task.codes[:, first:stop] = self.codes[: len(self.task.codes), first:stop]
-        self.go_to(stop)
+            positions[:] = [1] * len(positions)
+        counts = (0, 1, 1)
+        if min(positions) < stop:
+            counts = self.cycles[length].run(positions, stop, checks)
+        self.task.codes[:, start:stop] = self.codes[: len(self.task.codes), start:stop]
+        self.pos = min(positions)
+        if self.pos == max(positions):
+            self.go_to(self.pos)
         return counts
 
     def _replay(self, steps: int) -> None:

@@ -162,7 +162,9 @@ class NativeDecoder:
     def wait(self) -> None:
         """Nothing is under way once a call is over."""
 
-    def speculate(self, draft: NativeDecoder, start: int, stop: int, length: int, threads: int) -> tuple[int, int, int]:
-        """As `decode`, by drafts of `length` codes of a decoder with a task of the same codes. Returns how many of the
-        codes were drafted right, the number of checks, and that of codes drafted."""
-        return self.model.speculate(self._native_task, draft.model, draft._native_task, start, stop, length, threads)
+    def speculate(
+        self, draft: NativeDecoder, positions: list[int], stop: int, length: int, checks: int, threads: int
+    ) -> tuple[int, int, int]:
+        """See speculative_decoder.CheckingDecoder."""
+        models = self._native_task, draft.model, draft._native_task
+        return self.model.speculate(*models, positions, stop, length, checks, threads)

@@ -58,9 +58,13 @@ class CheckingDecoder(Decoder, Protocol):
         ...
 
     # Any: one of its own kind.
-    def speculate(self, draft: Any, start: int, stop: int, length: int, threads: int) -> tuple[int, int, int]:
-        """As `decode`, by drafts of `length` codes of a decoder with a task of the same codes. Returns how many of the
-        codes were drafted right, the number of checks, and that of codes drafted."""
+    def speculate(
+        self, draft: Any, positions: list[int], stop: int, length: int, checks: int, threads: int
+    ) -> tuple[int, int, int]:
+        """Write codes that `decode` would write, by drafts of `length` codes of a decoder with a task of the same
+        codes: of each item from its own of `positions`, which are moved on, to `stop` - 1, in `checks` checks at most.
+        Returns how many of the codes were drafted right, the number of checks, each item's counted, and that of codes
+        drafted."""
         ...
 
 
@@ -79,8 +83,13 @@ def check_drafts(priors: Sequence[PriorConfig], drafts: Sequence[PriorConfig]) -
                 raise ValueError(f"the level {prior.level} prior and its draft read other lyrics: {ours}, {theirs}")
 
 
+def drafts_for(backend: Backend, items: int) -> bool:
+    """Whether so many items are few enough for drafts: many share already what a step reads."""
+    return 2 * items <= backend.drafts
+
+
 def with_drafts(backend: Backend, drafts: Callable[[int], Prior], shared: Collection[int] = ()) -> Backend:
-    """`backend`, drafting with the prior that `drafts` has for a level where one item is decoded at a time; but for
+    """`backend`, drafting with the prior that `drafts` has for a level where few items are decoded at a time; but for
     levels whose prior is `shared` with the draft. Raises ValueError if it cannot."""
     if not backend.drafts:
         raise ValueError(
@@ -89,11 +98,12 @@ def with_drafts(backend: Backend, drafts: Callable[[int], Prior], shared: Collec
         )
 
     def build(prior: Prior, batch: int) -> Decoder:
-        # Several items share already what a step reads.
-        if batch > 1 or prior.config.level in shared:
+        if not drafts_for(backend, batch) or prior.config.level in shared:
             return backend.build(prior, batch)
         target, draft = (backend.build(each, batch) for each in (prior, drafts(prior.config.level)))
-        return SpeculativeDecoder(cast("CheckingDecoder", target), cast("CheckingDecoder", draft))
+        return SpeculativeDecoder(
+            cast("CheckingDecoder", target), cast("CheckingDecoder", draft), batch, backend.drafts
+        )
 
     return replace(backend, build=build)
 
@@ -111,31 +121,32 @@ def expected_codes(length: float, right: float) -> float:
 
 
 class SpeculativeDecoder:
-    """Decodes one item at a time as `target` does, by drafts of `draft`."""
+    """Decodes as `target` does, by drafts of `draft`. Items come to positions of their own on the way."""
 
     # Codes of a draft; 1: without. What is best is found by trials.
-    LENGTHS = (1, 4, 8, 16)
-    # A call's last draft is cut short: calls are longer than those of a decoder without.
+    LENGTHS = (1, 2, 4, 8, 16)
     SECONDS_PER_CALL = 0.5
     # No longer drafts than take so many seconds to decode without: a call holds one at least, and a stop waits for it.
     LONGEST_SECONDS = 1.5
 
-    def __init__(self, target: CheckingDecoder, draft: CheckingDecoder) -> None:
+    def __init__(self, target: CheckingDecoder, draft: CheckingDecoder, batch: int = 1, most_rows: int = 16) -> None:
+        """batch: items that both have room for; most_rows: codes that are checked at a time, of all items together."""
         check_drafts([target.prior.config], [draft.prior.config])
-        expect_drafts(target, draft, [length for length in self.LENGTHS if length > 1])
         self.target, self.draft = target, draft
+        self.choices = [length for length in self.LENGTHS if length == 1 or length * batch <= most_rows]
+        expect_drafts(target, draft, [length for length in self.choices if length > 1])
         # Whether a window's conditions are the same for both.
         self.same_conditions = _same_conditions(target.prior, draft.prior)
         self._start()
 
     def _start(self) -> None:
         self.warm = False
-        # For each number of threads.
-        self.lengths = dict[int, Trials]()
+        # For each number of items and of threads.
+        self.lengths = dict[tuple[int, int], Trials]()
         # Codes written by drafts, and how many of them were drafted right.
         self.written, self.right = 0, 0
-        # Positions that the draft has seen.
-        self.seen = 0
+        # Items of the task, and positions that the draft has seen of all of them.
+        self.items, self.seen = 1, 0
 
     def twin(self, threads: int) -> SpeculativeDecoder:
         other = copy.copy(self)
@@ -155,64 +166,90 @@ class SpeculativeDecoder:
         """`task.draft` is what the draft is told, in the same codes; None: the same."""
         self.draft.begin(task.draft or task)
         self.target.begin(task)
-        self.seen = 0
+        self.items, self.seen = len(task.codes), 0
 
     def extend(self, start: int, stop: int) -> None:
         self.target.extend(start, stop)
         # If drafts have turned out to be slower, it looks at nothing until they are tried again.
-        if self.seen == start and any(lengths.recent and lengths.best > 1 for lengths in self.lengths.values()):
+        if self.seen == start and any(
+            lengths.recent and lengths.best > 1 for (items, _), lengths in self.lengths.items() if items == self.items
+        ):
             self.draft.extend(start, stop)
             self.seen = stop
 
     def run(self, start: int, stop: int) -> None:
         native_library.rest_pytorch_threads()
-        while start < stop:
+        reached = [start] * self.items
+        while min(reached) < stop:
             threads, length, codes = self._next_call()
-            last = min(start + codes, stop)
             begun = time.perf_counter()
-            if length > 1 and self.seen < start:
-                # A trial's loss, not part of what drafts take.
-                self.draft.extend(self.seen, start)
-                self.draft.wait()
-                self.lengths[threads].lost += time.perf_counter() - begun
+            if self._get_ready(reached, length, threads):
+                # A trial's loss, not part of what it measures.
+                self._lengths(threads).lost += time.perf_counter() - begun
+                if min(reached) == stop:
+                    break
                 begun = time.perf_counter()
-            expected = float(last - start)
             if length > 1:
-                right, checks, drafted = self.target.speculate(self.draft, start, last, length, threads)
-                self.right, self.written = self.right + right, self.written + last - start
-                expected = checks * expected_codes(drafted / checks, self.right / self.written)
-                self.seen = last
+                steps = self._speculate(reached, stop, length, codes, threads)
             else:
-                self.target.decode(start, last, threads)
-            self._measured(threads, length, expected, time.perf_counter() - begun)
-            start = last
+                first = reached[0]
+                steps = min(codes, stop - first)
+                self.target.decode(first, first + steps, threads)
+                reached = [first + steps] * self.items
+            self._measured(threads, length, steps, time.perf_counter() - begun)
+
+    def _get_ready(self, reached: list[int], length: int, threads: int) -> bool:
+        """Whether there was something to be done before the call: with drafts, positions that the draft has not seen;
+        without, items that are behind the others."""
+        first, last = min(reached), max(reached)
+        if length > 1 and self.seen < first:
+            self.draft.extend(self.seen, first)
+            self.draft.wait()
+            self.seen = first
+            return True
+        if length == 1 and first < last:
+            self._speculate(reached, last, self.choices[1], last * len(reached), threads)
+            return True
+        return False
+
+    def _speculate(self, reached: list[int], stop: int, length: int, codes: int, threads: int) -> float:
+        """About so many codes of each item, one check's at least; returns how many each was to be expected to have, in
+        the mean. How many there are is luck where a call holds few drafts."""
+        share = self.right / self.written if self.written else 1.0
+        before, wanted = sum(reached), max(1, int(codes / expected_codes(length, share)))
+        right, checks, drafted = self.target.speculate(self.draft, reached, stop, length, wanted, threads)
+        self.right, self.written, self.seen = self.right + right, self.written + sum(reached) - before, min(reached)
+        return checks * expected_codes(drafted / checks, self.right / self.written) / len(reached)
+
+    def _lengths(self, threads: int) -> Trials:
+        return self.lengths.setdefault((self.items, threads), Trials(self.choices, always_first=True))
 
     def _next_call(self) -> tuple[int, int, int]:
         """Threads, length of drafts, and codes."""
         team = self.target.team
         threads, codes = team.next_call(self.SECONDS_PER_CALL)
-        lengths = self.lengths.setdefault(threads, Trials(self.LENGTHS, always_first=True))
+        lengths = self._lengths(threads)
         # While threads are tried, lengths are not: with what is best for the number that they are held against.
-        known = self.lengths.get(team.base) if team.calls_left else None
+        known = self.lengths.get((self.items, team.base)) if team.calls_left else None
         if known and known.recent:
             length = known.best
         else:
             length, codes = lengths.next_call(self.SECONDS_PER_CALL)
-        return threads, length, max(codes, length)
+        return threads, length, codes
 
-    def _measured(self, threads: int, length: int, codes: float, seconds: float) -> None:
-        """codes: as many as were to be expected. How many there are is luck where a call holds few drafts."""
-        team, lengths = self.target.team, self.lengths[threads]
+    def _measured(self, threads: int, length: int, steps: float, seconds: float) -> None:
+        """steps: codes of each item, as many as were to be expected."""
+        team, lengths = self.target.team, self._lengths(threads)
         if team.calls_left or not lengths.calls_left:
-            team.measured(threads, codes, seconds)
-        lengths.measured(length, codes, seconds)
+            team.measured(threads, steps, seconds)
+        lengths.measured(length, steps, seconds)
         if not self.warm:
             # The first step of all waits for the weights: it tells no more than that.
             self.warm, self.lengths = True, {}
             team.recent.clear()
         elif length == 1:
             longest = self.LONGEST_SECONDS / lengths.cost(length)
-            lengths.counts = [count for count in self.LENGTHS if count in lengths.recent or count <= longest]
+            lengths.counts = [count for count in self.choices if count in lengths.recent or count <= longest]
 
 
 def _same_conditions(prior: Prior, draft: Prior) -> bool:

@@ -45,10 +45,10 @@ def _cache_attention(
         gdc_launch_dependents()
         gdc_wait()
     part = tl.program_id(0)
-    # Item times heads plus head; positions of one item have one cache.
+    # Item times heads plus head. Positions of one item share its cache, those of all items take turns.
     lane = tl.program_id(1).to(tl.int64)
     item = lane // HEADS
-    cached = tl.minimum(item, lanes - 1) * HEADS + lane % HEADS
+    cached = item % lanes * HEADS + lane % HEADS
     first, count = visible(tl.load(positions_ptr + item), PATTERN, ROW_LEN, SLOTS)
     col = tl.arange(0, BLOCK_D)
     # The softmax is taken to base 2.
@@ -82,8 +82,8 @@ def _cache_attention(
 def cache_attention(
     sums: Tensor, peaks: Tensor, masses: Tensor, q: Tensor, kv: Tensor, positions: Tensor, pattern: str, row_len: int
 ) -> Specialization | None:
-    """Attend `q` [B, H D] over the part of `kv` [2, B, H, slots, D] that `positions` [B] see; or of [2, 1, H, slots, D]
-    where all are positions of one item.
+    """Attend `q` [B, H D] over the part of `kv` [2, B, H, slots, D] that `positions` [B] see; or of [2, I, H, slots, D]
+    where they are several positions of each of I items, the first of all, then the second of all, and so on.
 
     Keys are taken in the parts of `reference.attention_parts`. Written are, all FP32 and with scores in units of log2:
     `peaks` [B, parts, H], the largest score of each part; `masses` of the same shape, the sum of 2^(score - peak);
@@ -91,7 +91,7 @@ def cache_attention(
     """
     batch, (_, lanes, heads, slots, head_dim) = len(positions), kv.shape
     parts, part = attention_parts(pattern, row_len, slots)
-    if sums.shape != (batch, parts, heads, head_dim) or q.shape != (batch, heads * head_dim) or lanes not in (batch, 1):
+    if sums.shape != (batch, parts, heads, head_dim) or q.shape != (batch, heads * head_dim) or batch % lanes:
         raise ValueError(f"q {tuple(q.shape)} and sums {tuple(sums.shape)} for {tuple(kv.shape)} in {parts} parts")
     return launch(
         _cache_attention,

@@ -1,12 +1,13 @@
 """The two ends of a check of drafted codes (engine/draft_cycle.py), so that the host need not look at each.
 
-Positions from `reached` on are checked side by side, as the items of a decode step with one cache: a lane for each, to
-the end of the row at most, since a new row takes the place of an older one in the cache. Lanes that are left over
-repeat the last position, and write what it writes. At `limit` it ends: one check too many checks the last code again.
+An item's positions from `reached` on are checked side by side, as if they were items of a decode step that share a
+cache: a lane for each, to the end of the row at most, since a new row takes the place of an older one in the cache.
+Lanes that are left over repeat the last position, and write what it writes. The first lanes are all items' first
+positions, then come the second ones, and so on. At `limit` it ends: one check too many checks the last code again.
 
-`begin_check`: one program embeds what one lane takes in. `end_check`: one program compares all codes, keeps those up to
-the first wrong one, puts the right one there, and prepares the draft's next step. Bytes moved: 4 vectors of width W
-each, and a few numbers.
+`begin_check`: one program embeds what one lane takes in. `end_check`: one program compares all codes of one item, keeps
+those up to the first wrong one, puts the right one there, and prepares the draft's next step. Bytes moved: 4 vectors of
+width W each, and a few numbers.
 """
 
 from __future__ import annotations
@@ -28,16 +29,18 @@ def _checked(reached, limit, ROW_LEN: tl.constexpr):
     return first, tl.minimum(first // ROW_LEN * ROW_LEN + ROW_LEN, limit) - 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["items"])
 def _begin_check(
-    x_ptr,  # [LANES, W]
-    positions_ptr,  # [LANES]
-    reached_ptr,  # [1]
+    x_ptr,  # [lanes * I, W]
+    positions_ptr,  # [lanes * I]
+    reached_ptr,  # [I]
     limit_ptr,  # [1]
-    codes_ptr,  # [1, CONTEXT]
+    codes_ptr,  # [I, CONTEXT]
     token_embedding_ptr,  # [V, W]
     pos_embedding_ptr,  # [CONTEXT, W]
-    frame_cond_ptr,  # [1, CONTEXT, W] or None
+    frame_cond_ptr,  # [I, CONTEXT, W] or None
+    items,
+    CONTEXT: tl.constexpr,
     ROW_LEN: tl.constexpr,
     W: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -47,25 +50,27 @@ def _begin_check(
         gdc_launch_dependents()
         gdc_wait()
     lane = tl.program_id(0).to(tl.int64)
-    first, last = _checked(tl.load(reached_ptr), tl.load(limit_ptr), ROW_LEN)
-    pos = tl.minimum(first + lane, last)
+    item = lane % items
+    first, last = _checked(tl.load(reached_ptr + item), tl.load(limit_ptr), ROW_LEN)
+    pos = tl.minimum(first + lane // items, last)
     tl.store(positions_ptr + lane, pos)
-    code = tl.load(codes_ptr + pos - 1)
-    embed(x_ptr + lane * W, code, pos, token_embedding_ptr, pos_embedding_ptr, frame_cond_ptr, W, BLOCK_W)
+    code = tl.load(codes_ptr + item * CONTEXT + pos - 1)
+    cond_ptr = None if frame_cond_ptr is None else frame_cond_ptr + item * CONTEXT * W
+    embed(x_ptr + lane * W, code, pos, token_embedding_ptr, pos_embedding_ptr, cond_ptr, W, BLOCK_W)
 
 
 @triton.jit
 def _end_check(
-    codes_ptr,  # [1, CONTEXT]
-    x_ptr,  # [1, W]
-    positions_ptr,  # [1]
-    reached_ptr,  # [1]
-    counts_ptr,  # [3]
+    codes_ptr,  # [I, CONTEXT]
+    x_ptr,  # [I, W]
+    positions_ptr,  # [I]
+    reached_ptr,  # [I]
+    counts_ptr,  # [I, 3]
     limit_ptr,  # [1]
-    found_ptr,  # [LANES, CONTEXT]
+    found_ptr,  # [LANES * I, CONTEXT]
     token_embedding_ptr,  # [V, W]
     pos_embedding_ptr,  # [CONTEXT, W]
-    frame_cond_ptr,  # [1, CONTEXT, W] or None
+    frame_cond_ptr,  # [I, CONTEXT, W] or None
     LANES: tl.constexpr,
     CONTEXT: tl.constexpr,
     ROW_LEN: tl.constexpr,
@@ -77,30 +82,40 @@ def _end_check(
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    reached = tl.load(reached_ptr)
+    item = tl.program_id(0).to(tl.int64)
+    items = tl.num_programs(0)
+    codes_ptr += item * CONTEXT
+    counts_ptr += item * 3
+    reached = tl.load(reached_ptr + item)
     limit = tl.load(limit_ptr)
     first, last = _checked(reached, limit, ROW_LEN)
     count = tl.minimum(last - first + 1, LANES)
     lane = tl.arange(0, BLOCK_LANES)
     valid = lane < count
     drafted = tl.load(codes_ptr + first + lane, mask=valid, other=0)
-    right = tl.load(found_ptr + lane * CONTEXT + first + lane, mask=valid, other=0)
+    right = tl.load(found_ptr + (lane * items + item) * CONTEXT + first + lane, mask=valid, other=0)
     same = tl.min(tl.where(valid & (drafted != right), lane, count), axis=0)
     kept = tl.minimum(same, count - 1) + 1
     before = tl.load(codes_ptr + first - 1)
     # All warps must have read what the first of them replaces.
     tl.debug_barrier()
     tl.store(codes_ptr + first + lane, right, mask=lane < kept)
-    tl.store(reached_ptr, first + kept)
+    tl.store(reached_ptr + item, first + kept)
     new = reached < limit
     tl.store(counts_ptr, tl.load(counts_ptr) + tl.where(new, same, 0))
     tl.store(counts_ptr + 1, tl.load(counts_ptr + 1) + tl.where(new, 1, 0))
     tl.store(counts_ptr + 2, tl.load(counts_ptr + 2) + tl.where(new, count, 0))
     pos = tl.minimum(first + kept, limit - 1)
-    tl.store(positions_ptr, pos)
+    tl.store(positions_ptr + item, pos)
     # One of those that were just kept, or the one before them.
     code = tl.where(pos > first, tl.sum(tl.where(lane == pos - 1 - first, right, 0), axis=0), before)
-    embed(x_ptr, code, pos, token_embedding_ptr, pos_embedding_ptr, frame_cond_ptr, W, BLOCK_W)
+    cond_ptr = None if frame_cond_ptr is None else frame_cond_ptr + item * CONTEXT * W
+    embed(x_ptr + item * W, code, pos, token_embedding_ptr, pos_embedding_ptr, cond_ptr, W, BLOCK_W)
+
+
+def _check_conditions(frame_cond: Tensor | None, items: int, context: int) -> None:
+    if frame_cond is not None and frame_cond.shape[:2] != (items, context):
+        raise ValueError(f"conditions {tuple(frame_cond.shape)} of {items} items")
 
 
 def begin_check(
@@ -114,22 +129,26 @@ def begin_check(
     frame_cond: Tensor | None,
     row_len: int,
 ) -> Specialization | None:
-    """Prepare a step of one item's positions side by side: from `reached` [1] on, before `limit` [1], in its row.
+    """Prepare a step of several positions side by side of each of I items: from its `reached` [I] on, before `limit`
+    [1], in its row.
 
-    Written are `positions` [lanes] and the inputs `x` [lanes, W] from the drafted `codes` [1, context]. Position 0 is
-    not among them: it takes in no code.
+    Written are `positions` [lanes * I] and the inputs `x` [lanes * I, W] from the drafted `codes` [I, context], the
+    first position of all items first. Position 0 is not among them: it takes in no code.
 
-    token_embedding [V, W], pos_embedding [context, W], frame_cond [1, context, W] or None.
+    token_embedding [V, W], pos_embedding [context, W], frame_cond [I, context, W] or None.
     """
-    lanes, width = x.shape
+    items, (lanes, width) = len(reached), x.shape
+    context = len(pos_embedding)
     check_embeddings(token_embedding, pos_embedding)
-    if len(positions) != lanes or codes.shape != (1, len(pos_embedding)):
+    if len(positions) != lanes or lanes % items or codes.shape != (items, context):
         raise ValueError(f"x {tuple(x.shape)} for {len(positions)} positions, codes {tuple(codes.shape)}")
+    _check_conditions(frame_cond, items, context)
     return launch(
         _begin_check,
         (lanes,),
-        *(x, positions, reached, limit, codes, token_embedding, pos_embedding, frame_cond),
+        *(x, positions, reached, limit, codes, token_embedding, pos_embedding, frame_cond, items),
         num_warps=4,
+        CONTEXT=context,
         ROW_LEN=row_len,
         W=width,
         BLOCK_W=triton.next_power_of_2(width),
@@ -149,22 +168,24 @@ def end_check(
     frame_cond: Tensor | None,
     row_len: int,
 ) -> Specialization | None:
-    """Keep the drafted `codes` [1, context] up to the first that is not as `found` [lanes, context], where each lane
-    has the code of its position (see `begin_check`); correct that one, and move `reached` [1] on behind it.
+    """Keep each item's drafted `codes` [I, context] up to the first that is not as `found` [lanes * I, context], where
+    each lane has the code of its position (see `begin_check`); correct that one, and move `reached` [I] on behind it.
 
-    Written are also the draft's next input `x` [1, W] and `positions` [1], and added to `counts` [3] are the codes that
-    were drafted right, one check, and the codes that it looked at, unless `limit` [1] was reached before.
+    Written are also the draft's next inputs `x` [I, W] and `positions` [I], and added to `counts` [I, 3] are the codes
+    that were drafted right, one check, and the codes that it looked at, unless `limit` [1] was reached before.
 
-    token_embedding [V, W], pos_embedding [context, W], frame_cond [1, context, W] or None: the draft's.
+    token_embedding [V, W], pos_embedding [context, W], frame_cond [I, context, W] or None: the draft's.
     """
-    lanes, context = found.shape
-    width = x.shape[1]
+    items, (all_lanes, context) = len(reached), found.shape
+    width, lanes = x.shape[1], all_lanes // items
     check_embeddings(token_embedding, pos_embedding)
-    if codes.shape != (1, context) or pos_embedding.shape != (context, width):
+    shaped = codes.shape == (items, context) and len(x) == len(positions) == items and counts.shape == (items, 3)
+    if not shaped or all_lanes % items or pos_embedding.shape != (context, width):
         raise ValueError(f"codes {tuple(codes.shape)}, found {tuple(found.shape)}, x {tuple(x.shape)}")
+    _check_conditions(frame_cond, items, context)
     return launch(
         _end_check,
-        (1,),
+        (items,),
         *(codes, x, positions, reached, counts, limit, found, token_embedding, pos_embedding, frame_cond),
         num_warps=4,
         LANES=lanes,

@@ -32,8 +32,8 @@ def _load_inputs(
     """x + the frame condition at `pos` [ITEMS], elements start ... start + BLOCK_K - 1: [ITEMS, BLOCK_K]."""
     x = load_items(x_ptr, item, batch, start, N_IN, BLOCK_K)
     if frame_cond_ptr is not None:
-        # Positions of one item have one condition.
-        place = tl.where(item < batch, tl.minimum(item, lanes - 1) * CONTEXT + pos, lanes * CONTEXT)
+        # Positions of one item share its condition.
+        place = tl.where(item < batch, item % lanes * CONTEXT + pos, lanes * CONTEXT)
         x += load_items(frame_cond_ptr, place, lanes * CONTEXT, start, N_IN, BLOCK_K)
     return x
 
@@ -85,8 +85,8 @@ def head_logits(
 ) -> Specialization | None:
     """logits [B, V] (FP32) = (x + frame_cond at `positions` [B]) weight, with x [B, W] and weight [W, V].
 
-    frame_cond: [B, context, W], [1, context, W] where all are positions of one item, or None; scale: [V] FP32 for int8
-    weights, otherwise None.
+    frame_cond: [B, context, W], [I, context, W] where they are several positions of each of I items, or None; scale:
+    [V] FP32 for int8 weights, otherwise None.
     """
     batch, n_in = x.shape
     if weight.shape[0] != n_in or logits.shape != (batch, weight.shape[1]):

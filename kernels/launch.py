@@ -42,10 +42,10 @@ def launch(
 
 
 def conditions(frame_cond: Tensor | None, batch: int) -> int:
-    """Of how many items the frame condition is: one, where all of `batch` are positions of one item. Raises ValueError
-    for others."""
+    """Of how many items the frame condition is: `batch`, or fewer, of each of which there are several positions. Raises
+    ValueError for others."""
     lanes = batch if frame_cond is None else len(frame_cond)
-    if lanes not in (batch, 1):
+    if batch % lanes:
         raise ValueError(f"conditions of {lanes} items for {batch}")
     return lanes
 

@@ -211,21 +211,32 @@ class NativeModel:
         check(library().fastjukebox_prefill(byref(self._model), byref(task), *positions, threads), threads)
 
     def speculate(
-        self, task: Task, draft: NativeModel, draft_task: Task, start: int, stop: int, length: int, threads: int
+        self,
+        task: Task,
+        draft: NativeModel,
+        draft_task: Task,
+        positions: list[int],
+        stop: int,
+        length: int,
+        checks: int,
+        threads: int,
     ) -> tuple[int, int, int]:
-        """Write the codes of one item that `decode` would write, by drafts of up to `length` codes (csrc/decode.h).
-        Returns how many of them were drafted right, the number of checks, and that of codes drafted.
+        """Write codes that `decode` would write, by at most `checks` drafts of up to `length` codes (csrc/decode.h): of
+        each item from where `positions` says, which is moved on, to `stop` - 1. Returns how many of them were drafted
+        right, the number of checks, each item's counted, and that of codes drafted.
 
         draft_task: the draft's, of the same codes, with conditions of its own.
         """
-        self._check(start, stop)
-        if task.batch != 1 or draft_task.codes != task.codes or draft._model.context_len != self._model.context_len:
-            raise ValueError("drafts are for one item, in the same codes")
-        if length < 1:
-            raise ValueError(f"drafts of {length} codes")
-        counts = (ctypes.c_int64 * 3)()
+        self._check(min(positions), max(stop, *positions))
+        if draft_task.codes != task.codes or draft._model.context_len != self._model.context_len:
+            raise ValueError("drafts are in the same codes")
+        if len(positions) != task.batch or length < 1:
+            raise ValueError(f"drafts of {length} codes from {len(positions)} positions, of {task.batch} items")
+        counts, reached = (ctypes.c_int64 * 3)(), (ctypes.c_int32 * task.batch)(*positions)
         models = byref(self._model), byref(task), byref(draft._model), byref(draft_task)
-        check(library().fastjukebox_speculate(*models, start, stop, length, threads, counts), threads)
+        numbers = stop, length, min(checks, 2**31 - 1), threads
+        check(library().fastjukebox_speculate(*models, reached, *numbers, counts), threads)
+        positions[:] = reached
         return counts[0], counts[1], counts[2]
 
     def _check(self, start: int, stop: int) -> None:

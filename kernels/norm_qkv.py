@@ -89,8 +89,8 @@ def _norm_qkv(
         place, mask = places(row, item, batch, ATTN_WIDTH)
         tl.store(q_ptr + place, y.to(q_ptr.dtype.element_ty), mask=mask & (part == 0))
         if not CROSS:
-            # Positions of one item have one cache.
-            place = ((part - 1).to(tl.int64) * lanes + tl.minimum(item, lanes - 1)[None, :]) * HEADS + head
+            # Positions of one item share its cache, those of all items take turns.
+            place = ((part - 1).to(tl.int64) * lanes + (item % lanes)[None, :]) * HEADS + head
             pos = tl.load(positions_ptr + item, mask=item < batch, other=0)
             own = slot(pos, PATTERN, ROW_LEN, SLOTS)
             place = place * SLOTS + own[None, :]
@@ -116,14 +116,15 @@ def norm_qkv(
 ) -> Specialization | None:
     """Project LayerNorm(x) [B, W] by `weight` [W, 3 H D] to queries, written to `q` [B, H D], and to keys and values,
     written to `kv` [2, B, H, slots, D] where `positions` [B] (int64) are kept; under CROSS by [W, H D] to queries. In
-    `kv` [2, 1, H, slots, D] all are positions of one item, in different slots or the same.
+    `kv` [2, I, H, slots, D] they are several positions of each of I items, in different slots or the same: the first of
+    all, then the second of all, and so on.
 
     scale: [3 H D] FP32 for int8 weights, otherwise None.
     """
     batch, (_, lanes, heads, slots, head_dim) = len(positions), kv.shape
     parts = 1 if pattern == "cross" else 3
     shaped = q.shape == (batch, heads * head_dim) and weight.shape == (x.shape[1], parts * heads * head_dim)
-    if not shaped or lanes not in (batch, 1):
+    if not shaped or batch % lanes:
         raise ValueError(
             f"x {tuple(x.shape)}, weight {tuple(weight.shape)} and q {tuple(q.shape)} for {tuple(kv.shape)}"
         )

@@ -189,7 +189,7 @@ def _scaled_linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor
 
 def norm_qkv(
     q: Tensor,  # [B, H D], written
-    kv: Tensor,  # [2, B, H, slots, D], written where `positions` are kept; or [2, 1, H, slots, D], of one item's
+    kv: Tensor,  # [2, B, H, slots, D], written where `positions` are kept; or [2, I, H, slots, D], of I items'
     x: Tensor,  # [B, W]
     positions: Tensor,  # [B] int64
     ln_weight: Tensor,  # [W]
@@ -209,7 +209,7 @@ def norm_qkv(
     for item, pos in enumerate(positions.tolist()):
         slot = cache_slot(pos, pattern, row_len, kv.shape[3])
         if pattern != "cross" and slot < kv.shape[3]:
-            kv[:, min(item, kv.shape[1] - 1), :, slot] = parts[item, 1:].to(kv.dtype)
+            kv[:, item % kv.shape[1], :, slot] = parts[item, 1:].to(kv.dtype)
 
 
 def cache_attention(
@@ -217,7 +217,7 @@ def cache_attention(
     peaks: Tensor,  # [B, parts, H], written
     masses: Tensor,  # [B, parts, H], written
     q: Tensor,  # [B, H D]
-    kv: Tensor,  # [2, B, H, slots, D], or [2, 1, H, slots, D] of one item
+    kv: Tensor,  # [2, B, H, slots, D], or [2, I, H, slots, D] of I items
     positions: Tensor,  # [B] int64
     pattern: str,
     row_len: int,
@@ -237,7 +237,7 @@ def cache_attention(
         first, count = cache_visible(pos, pattern, row_len, slots)
         for index, start in enumerate(range(0, count, part)):
             # [H, S, D]
-            keys, values = kv[:, min(item, lanes - 1), :, first + start : first + min(start + part, count)].to(q.dtype)
+            keys, values = kv[:, item % lanes, :, first + start : first + min(start + part, count)].to(q.dtype)
             scores = (keys @ queries[item, :, :, None]).squeeze(-1) * (head_dim**-0.5 / math.log(2))
             peaks[item, index] = scores.amax(dim=-1)
             weights = torch.exp2(scores - scores.amax(dim=-1, keepdim=True))
@@ -296,14 +296,14 @@ def down_residual(
 def head_logits(
     logits: Tensor,  # [B, V], written
     x: Tensor,  # [B, W]
-    frame_cond: Tensor | None,  # [B, context, W], or [1, context, W] of one item
+    frame_cond: Tensor | None,  # [B, context, W], or [I, context, W] of I items
     positions: Tensor,  # [B] int64
     weight: Tensor,  # [W, V]
     scale: Tensor | None,  # [V], for int8 weights
 ) -> None:
     """(x + the frame condition at `positions`) weight."""
     if frame_cond is not None:
-        lanes = torch.arange(len(x), device=x.device).clamp(max=len(frame_cond) - 1)
+        lanes = torch.arange(len(x), device=x.device) % len(frame_cond)
         x = x + frame_cond[lanes, positions].to(x.dtype)
     logits.copy_(_scaled_linear(x, weight, None, scale))
 
@@ -318,7 +318,7 @@ def sample_step(
     filters: Tensor,  # [3]: temperature, top-k, top-p
     token_embedding: Tensor,  # [V or more, W]
     pos_embedding: Tensor,  # [context, W]
-    frame_cond: Tensor | None,  # [B, context, W], or [1, context, W] of one item
+    frame_cond: Tensor | None,  # [B, context, W], or [I, context, W] of I items
     row_len: int = 0,  # or that of a draft, which waits at the end of a row
 ) -> None:
     """Draw the codes of one position per item and embed them as the next position's input."""
@@ -332,7 +332,7 @@ def sample_step(
         positions[item] = following = pos if row_len and (pos + 1) % row_len == 0 else pos + 1
         if following < codes.shape[1]:
             before = codes[item, following - 1] if following else codes.new_zeros(())
-            cond = None if frame_cond is None else frame_cond[min(item, len(frame_cond) - 1)]
+            cond = None if frame_cond is None else frame_cond[item % len(frame_cond)]
             x[item] = embed(before, following, token_embedding, pos_embedding, cond, x.dtype)
 
 

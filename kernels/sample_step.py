@@ -162,8 +162,8 @@ def _sample_step(
         drawn = tl.where(again, tl.load(codes_ptr + lane * CONTEXT + pos - 1, mask=pos > 0, other=0), drawn)
     tl.store(positions_ptr + lane, following)
     if following < CONTEXT:
-        # Positions of one item have one condition.
-        cond_ptr = None if frame_cond_ptr is None else frame_cond_ptr + tl.minimum(lane, lanes - 1) * CONTEXT * W
+        # Positions of one item share its condition.
+        cond_ptr = None if frame_cond_ptr is None else frame_cond_ptr + lane % lanes * CONTEXT * W
         embed(x_ptr + lane * W, drawn, following, token_embedding_ptr, pos_embedding_ptr, cond_ptr, W, BLOCK_W)
 
 
@@ -195,7 +195,8 @@ def sample_step(
     items: [B] int64 item numbers. noise_key: [4] int64: the low and the high half of the seed, the level, the
     position in the song of the window's first code. filters: [3] FP32: temperature, top-k (0: all), top-p (1: all).
     token_embedding [V or more, W]: what else a prompt may hold comes after the codes; pos_embedding [context, W];
-    frame_cond [B, context, W], [1, context, W] where all are positions of one item, or None. row_len: see above, or 0.
+    frame_cond [B, context, W], [I, context, W] where they are several positions of each of I items, or None. row_len:
+    see above, or 0.
     """
     batch, size = logits.shape
     context, width = pos_embedding.shape

@@ -141,7 +141,8 @@ def resume(
             ("wall", f"{wall:.2f} s since it was resumed"),
             (
                 "decoder",
-                _decoder_text(request.backend, request.device, request.dtype) + _by_drafts(draft, request.params),
+                _decoder_text(request.backend, request.device, request.dtype)
+                + _by_drafts(draft, request.backend, request.params),
             ),
             ("seed", str(request.params.seed)),
             ("run", str(run)),
@@ -212,7 +213,7 @@ def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | Non
         *([("told", told(params.labels))] if any(prior.labels for prior in jukebox.config.priors) else []),
         ("audio", _audio_text(params.num_samples, samples / jukebox.sample_rate)),
         ("wall", f"{wall:.2f} s: {new / wall:.3g}x real time"),
-        ("decoder", decoder + _by_drafts(settings.draft, params)),
+        ("decoder", decoder + _by_drafts(settings.draft, jukebox.backend.name, params)),
         ("seed", str(params.seed)),
         *([("run", str(run))] if run else []),
     ]
@@ -224,10 +225,13 @@ def _decoder_text(backend: str, device: str, dtype: str) -> str:
     return f"{backend} on {device}" + (f" in {dtype}" if backend != "native-int8" else "")
 
 
-def _by_drafts(draft: str | None, params: SamplingParams) -> str:
+def _by_drafts(draft: str | None, backend: str, params: SamplingParams) -> str:
+    from ..decoder import BACKENDS
+
     if not draft:
         return ""
-    return f", drafts by {draft}" if len(params.batches[0]) == 1 else f"; {draft} drafts for single pieces only"
+    most = next(each.drafts for each in BACKENDS if each.name == backend) // 2
+    return f", drafts by {draft}" if len(params.batches[0]) <= most else f"; {draft} drafts for {most} pieces at most"
 
 
 def _go_on(run: Path | None) -> str:

@@ -131,10 +131,12 @@ extern "C" int fastjukebox_prefill(const Model *model, const Task *task, int32_t
 }
 
 extern "C" int fastjukebox_speculate(const Model *model, const Task *task, const Model *draft, const Task *draft_task,
-                                     int32_t start, int32_t stop, int32_t length, int32_t threads, int64_t *counts) {
-  using Speculate = void (*)(const Model &, const Task &, const Model &, const Task &, int, int, int, int, int64_t *);
+                                     int32_t *positions, int32_t stop, int32_t length, int32_t checks, int32_t threads,
+                                     int64_t *counts) {
+  using Speculate =
+      void (*)(const Model &, const Task &, const Model &, const Task &, int32_t *, int, int, int, int, int64_t *);
   static const Speculate functions[] = EVERY_SET(speculate);
-  return call(functions, *model, *task, *draft, *draft_task, start, stop, length, threads, counts);
+  return call(functions, *model, *task, *draft, *draft_task, positions, stop, length, checks, threads, counts);
 }
 
 extern "C" int fastjukebox_condition(const Conditioner *conditioner, const int64_t *codes, int32_t count, float *out,

@@ -88,13 +88,15 @@ int fastjukebox_decode(const Model *model, const Task *task, int32_t start, int3
 int fastjukebox_prefill(const Model *model, const Task *task, int32_t start, int32_t stop, int32_t decode_from,
                         int32_t threads);
 
-// The codes that fastjukebox_decode writes for a task of one item, by speculative decoding: the draft model guesses up to
-// `length` of them one by one with the noise that the task draws by, the model then draws its own for all of them at once,
-// and those up to the first wrong guess are kept. Both caches must hold every earlier position; `draft_task` has the same
-// codes, length of the window and numbers as `task`, with conditions of its own. counts[3]: how many of the codes written
-// were guessed, how often guesses were checked, and how many of them.
-int fastjukebox_speculate(const Model *model, const Task *task, const Model *draft, const Task *draft_task, int32_t start,
-                          int32_t stop, int32_t length, int32_t threads, int64_t *counts);
+// The codes that fastjukebox_decode writes, by speculative decoding: the draft model guesses up to `length` codes of each
+// item one by one with the noise that the task draws by, the model then draws its own for all of them at once, and those up
+// to the first wrong guess are kept. Each item goes on from where positions[batch] says, which is moved on, to `stop`, in
+// `checks` checks at most. Both caches must hold every earlier position; `draft_task` has the same codes, length of the
+// window and numbers as `task`, with conditions of its own. counts[3]: how many of the codes written were guessed, how
+// often guesses were checked, of each item for itself, and how many of them.
+int fastjukebox_speculate(const Model *model, const Task *task, const Model *draft, const Task *draft_task,
+                          int32_t *positions, int32_t stop, int32_t length, int32_t checks, int32_t threads,
+                          int64_t *counts);
 
 // One of the 1 + stages * (depth + 1) steps that write out[count * stride^stages, width] from codes[count]: the first
 // convolution, each residual block and each stage's end, so that a caller may stop between two of them. `room` keeps what

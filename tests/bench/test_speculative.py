@@ -29,18 +29,21 @@ def test_a_widened_network_has_the_logits_of_the_small_one(name):
 @pytest.mark.skipif(bool(native_library.missing()), reason="needs the native decoder")
 def test_drafts_are_timed_and_shown(tmp_path, capsys):
     path = tmp_path / "speculative.jsonl"
-    small = ["--width", "256", "--codes", "40", "--rounds", "2", "--threads", "1"]
+    small = ["--width", "256", "--codes", "40", "--rounds", "2", "--threads", "1", "--batch", "1", "3"]
     assert speculative.main(["--pairs", "demo-72:demo", *small, "--json", str(path)]) == 0
     records = read(path)
-    assert [r["backend"] for r in records] == ["native", "native-int8"]
+    assert [r["backend"] for r in records] == ["native"] * 2 + ["native-int8"] * 2
+    assert [r["batch"] for r in records] == [1, 3, 1, 3]
     for record in records:
         assert (record["depth"], record["draft_depth"], record["width"], record["codes"]) == (72, 18, 256, 40)
         assert all(0.6 < share <= 1 for share in record["right"].values())
-        for length in speculative.LENGTHS:
+        assert list(record["right"]) == ["2", "4", "8", "16"][: 4 if record["batch"] == 1 else 2]
+        for length in record["right"]:
             assert record[f"drafts_{length}_speedup"]["p50"] > 0
     assert "% right" in capsys.readouterr().out
     table = tables.tables(tmp_path)["speculative"]
-    assert [row[:2] for row in table.rows] == [("72 x 256, native", "18"), ("72 x 256, native-int8", "18")]
+    systems = [(f"72 x 256, {backend}", "18") for backend in ("native", "native-int8")]
+    assert [row[:3] for row in table.rows] == [(*system, batch) for system in systems for batch in ("1", "3")]
     assert "`python bench speculative" in table.note
 
 
@@ -55,31 +58,46 @@ def test_times_of_other_codes_are_not_reported(tmp_path, monkeypatch):
         return right
 
     monkeypatch.setattr(NativeDecoder, "speculate", wrong)
-    small = ["--width", "128", "--codes", "8", "--rounds", "1", "--threads", "1", "--backends", "native"]
+    small = [
+        "--width",
+        "128",
+        "--codes",
+        "8",
+        "--rounds",
+        "1",
+        "--threads",
+        "1",
+        "--batch",
+        "1",
+        "--backends",
+        "native",
+    ]
     assert speculative.main(["--pairs", "demo:demo-3", *small, "--json", str(path)]) == 1
     assert "the codes are not those without drafts" in json.loads(path.read_text())["error"]
 
 
 @pytest.mark.skipif(bool(native_library.missing()), reason="needs the native decoder")
-def test_cycles_of_a_graph_decoder_are_timed(monkeypatch):
+@pytest.mark.parametrize("batch", [1, 2])
+def test_cycles_of_a_graph_decoder_are_timed(monkeypatch, batch):
     """What a GPU does, in plain PyTorch."""
 
-    def wide_decoder(name, width, *_):
+    def wide_decoder(name, width, device, backend, batch):
         prior = Jukebox.from_pretrained(name, "cpu").prior(0)
-        return GraphDecoder(widened(prior, width // prior.config.width), 1, ops=reference)
+        return GraphDecoder(widened(prior, width // prior.config.width), batch, ops=reference)
 
     def rounds_of(ways, *_):
         for run in ways.values():
             run()
-        return {"plain": [0.4], "drafts_4": [0.1], "drafts_8": [0.2], "draft": [0.04]}
+        return {name: [batch * taken] for name, taken in seconds.items()}
 
+    seconds = {"plain": 0.4, "drafts_4": 0.1, "drafts_8": 0.2, "draft": 0.04}
     monkeypatch.setattr(speculative, "wide_decoder", wide_decoder)
     monkeypatch.setattr(speculative, "rounds_of", rounds_of)
     monkeypatch.setattr(speculative, "LENGTHS", (4, 8))
     rows = SimpleNamespace(rounds=1)
-    figures = speculative.measure("demo", "demo-3", 256, torch.device("cpu"), "native", 40, 1, rows)
+    figures = speculative.measure("demo", "demo-3", 256, torch.device("cpu"), "native", batch, 40, 1, rows)
     assert figures["right"].keys() == {"4", "8"} and all(0.3 < share < 1 for share in figures["right"].values())
-    # 40 codes.
+    # 40 codes of each item.
     middles = {name: value["p50"] for name, value in figures.items() if name.endswith(("_ms", "_speedup"))}
     assert middles == {
         **{"plain_ms": 10.0, "drafts_4_ms": 2.5, "drafts_8_ms": 5.0, "draft_ms": 1.0},

@@ -45,20 +45,24 @@ def nearly(prior, off):
 def drafting(monkeypatch):
     """A decoder that always drafts so many codes."""
 
-    def build(prior, draft, length, int8=False, ops=None):
+    def build(prior, draft, length, int8=False, ops=None, batch=1):
         monkeypatch.setattr(SpeculativeDecoder, "LENGTHS", (length,))
-        return SpeculativeDecoder(*(GraphDecoder(each, 1, int8=int8, ops=ops) for each in (prior, draft)))
+        decoders = (GraphDecoder(each, batch, int8=int8, ops=ops) for each in (prior, draft))
+        return SpeculativeDecoder(*decoders, batch, 999)
 
     return build
 
 
-@pytest.mark.parametrize(("length", "prompt_len", "cuts"), [(4, 0, (5,)), (3, 5, ()), (8, 8, (9,))])
-def test_codes_equal_those_without_drafts(randomize, device, drafting, length, prompt_len, cuts):
+@pytest.mark.parametrize(
+    ("length", "prompt_len", "cuts", "items", "batch"),
+    [(4, 0, (5,), 1, 1), (3, 5, (), 1, 2), (8, 8, (9,), 1, 1), (3, 4, (9,), 3, 4)],
+)
+def test_codes_equal_those_without_drafts(randomize, device, drafting, length, prompt_len, cuts, items, batch):
     prior = randomize(Prior(CONFIG)).to(device)
-    decoder = drafting(prior, nearly(prior, 0.3), length)
-    codes = decode(decoder, make_task(prior, prompt_len=prompt_len), *cuts)
-    assert torch.equal(codes, decode(GraphDecoder(prior, 1), make_task(prior, prompt_len=prompt_len)))
-    assert decoder.written >= 11 - prompt_len
+    decoder = drafting(prior, nearly(prior, 0.3), length, batch=batch)
+    codes = decode(decoder, make_task(prior, items, prompt_len), *cuts)
+    assert torch.equal(codes, decode(GraphDecoder(prior, items), make_task(prior, items, prompt_len)))
+    assert decoder.written >= (11 - prompt_len) * items
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -78,14 +82,15 @@ def test_any_prior_draft_and_window(randomize, data):
     lengths = tuple(sorted(data.draw(st.sets(st.sampled_from([1, 2, 3, 5, 8, 16]), min_size=1, max_size=3))))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SpeculativeDecoder, "LENGTHS", lengths)
-        decoder = SpeculativeDecoder(*(GraphDecoder(each, 1, int8=int8, ops=reference) for each in (prior, draft)))
-        plain = GraphDecoder(prior, 1, int8=int8, ops=reference)
+        batch = data.draw(st.integers(1, 3))
+        both = (GraphDecoder(each, batch, int8=int8, ops=reference) for each in (prior, draft))
+        decoder, plain = SpeculativeDecoder(*both, batch, 999), GraphDecoder(prior, batch, int8=int8, ops=reference)
         for conditioned in data.draw(st.lists(st.booleans(), min_size=1, max_size=3)):
             prompt_len = data.draw(st.integers(0, context - 1))
             cuts = sorted(data.draw(st.sets(st.integers(prompt_len, context), max_size=3)))
             sampling = LevelSampling(*data.draw(st.sampled_from([(0.99, 0, 1.0), (0.8, 5, 0.9)])))
-            item = data.draw(st.integers(0, 3))
-            tasks = [make_task(prior, 1, prompt_len, conditioned, item, sampling) for _ in range(2)]
+            item, items = data.draw(st.integers(0, 3)), data.draw(st.integers(1, batch))
+            tasks = [make_task(prior, items, prompt_len, conditioned, item, sampling) for _ in range(2)]
             codes, expected = decode(decoder, tasks[0], *cuts), decode(plain, tasks[1])
             assert torch.equal(codes, expected)
     assert decoder.right <= decoder.written
@@ -98,10 +103,33 @@ def test_good_drafts_are_kept_and_counted(randomize, drafting):
     decode(decoder, make_task(prior, prompt_len=5))
     assert decoder.right == decoder.written == 91
     # A row of 12 takes two checks, whatever its first position; what is left of the first takes one.
-    assert decoder.target.cycles[8].run(48, 60) == (12, 2, 12)
+    assert decoder.target.cycles[8].run([48], 60, 9) == (12, 2, 12)
     # But for position 0, which is not drafted, and which the draft has to see.
     decode(decoder, make_task(prior))
     assert decoder.right == decoder.written - 1 == 91 + 95
+
+
+def test_items_come_to_positions_of_their_own(randomize, drafting):
+    """A few checks at a time: each item counts for itself, and ends where all are to stop."""
+    config = dataclasses.replace(CONFIG, context_len=96, num_rows=8)
+    prior = randomize(Prior(config))
+    decoder = drafting(prior, nearly(prior, 0.3), 4, ops=reference, batch=3)
+    task, expected = (make_task(prior, 3, 12) for _ in range(2))
+    decode(GraphDecoder(prior, 3, ops=reference), expected)
+    decoder.prefill(task)
+    decoder.draft.extend(0, 12)
+    target, draft, reached, apart = decoder.target, decoder.draft, [12, 12, 12], 0
+    with torch.inference_mode():
+        while min(reached) < 96:
+            stop, before = (30 if min(reached) < 30 else 96), list(reached)
+            right, checks, drafted = target.speculate(draft, reached, stop, 4, 2)
+            moved = [now - then for now, then in zip(reached, before)]
+            assert max(reached) <= stop and all(moved[i] or before[i] == stop for i in range(3))
+            assert 0 <= sum(moved) - right <= checks <= 2 * sum(pos < stop for pos in before) and drafted >= sum(moved)
+            apart += len(set(reached)) > 1
+            if min(reached) == stop:
+                assert torch.equal(task.codes[:, :stop], expected.codes[:, :stop])
+    assert apart > 5
 
 
 def test_a_check_too_many_changes_nothing(randomize, drafting):
@@ -131,18 +159,19 @@ def caches(decoder, start, stop):
     return [layer.kv[:, :, :, [layer.slot(pos) for pos in range(start, stop)]] for layer in decoder.cache.layers]
 
 
-def test_plain_steps_and_drafts_take_turns(randomize, monkeypatch):
+@pytest.mark.parametrize("items", [1, 3])
+def test_plain_steps_and_drafts_take_turns(randomize, monkeypatch, items):
     """Whatever the trials choose: the draft sees what was decoded without it, each finds the other's cache."""
     monkeypatch.setattr(SpeculativeDecoder, "LENGTHS", (1, 4))
     config = dataclasses.replace(CONFIG, context_len=60, num_rows=6)
     prior = randomize(Prior(config))
-    decoder = SpeculativeDecoder(*(GraphDecoder(prior, 1, ops=reference) for _ in range(2)))
+    decoder = SpeculativeDecoder(*(GraphDecoder(prior, 3, ops=reference) for _ in range(2)), 3)
     choices = iter([1, 4, 1, 1, 4, 4, 1, 4] * 20)
     monkeypatch.setattr(decoder, "_next_call", lambda: (1, (length := next(choices)), 3 + length))
     monkeypatch.setattr(decoder, "_measured", lambda *measured: None)
-    decoder.lengths[1] = type("Lost", (), {"lost": 0.0, "recent": {}})()
-    codes = decode(decoder, make_task(prior, prompt_len=3), 20, 41)
-    assert torch.equal(codes, decode(GraphDecoder(prior, 1, ops=reference), make_task(prior, prompt_len=3)))
+    decoder.lengths[items, 1] = type("Lost", (), {"lost": 0.0, "recent": {}})()
+    codes = decode(decoder, make_task(prior, items, 3), 20, 41)
+    assert torch.equal(codes, decode(GraphDecoder(prior, 3, ops=reference), make_task(prior, items, 3)))
     # The same network with the same codes before it guesses all of them.
     assert decoder.right == decoder.written > 20
 
@@ -159,17 +188,15 @@ def test_a_prompt_may_end_with_what_is_no_code(randomize, drafting):
     assert torch.equal(decode(decoder, tasks[0]), decode(GraphDecoder(prior, 1, ops=reference), tasks[1]))
 
 
-def test_one_item_alone_is_drafted(randomize):
+def test_what_does_not_fit_is_refused(randomize):
     prior = randomize(Prior(CONFIG))
-    with pytest.raises(ValueError, match="for one item, not for 3"):
-        GraphDecoder(prior, 3, ops=reference).side_by_side(4)
     decoder = GraphDecoder(prior, 1, ops=reference)
     decoder.expect_drafts(GraphDecoder(prior, 1, ops=reference), (4,))
     with pytest.raises(ValueError, match="2 items for a decoder of 1"):
         decoder.begin(make_task(prior, 2))
     decoder.prefill(make_task(prior, 1, 3))
     with pytest.raises(ValueError, match="3 is next"):
-        decoder.speculate(decoder.cycles[4].draft, 4, 8, 4)
+        decoder.speculate(decoder.cycles[4].draft, [4], 8, 4, 9)
 
 
 @pytest.mark.parametrize("kind", ["none", *top_priors()])
@@ -191,7 +218,7 @@ def test_requests_give_the_same_with_drafts(kind, tiny_model, tiny_config, tmp_p
     expected = plain.sample(params)
     assert_same(jukebox.sample(params), expected)
     assert_same(jukebox.sample(params, order="time"), expected)
-    several = dataclasses.replace(params, num_samples=2)
+    several = dataclasses.replace(params, num_samples=3, batch_size=2)
     assert_same(jukebox.sample(several), plain.sample(several))
 
 
@@ -205,11 +232,11 @@ def test_a_window_of_the_models_width(randomize, device, drafting, dtype, int8):
     config = PriorConfig(level=0, width=1920, depth=3, heads=1, context_len=512, num_rows=8)
     prior = randomize(Prior(config)).to(device, dtype)
     draft = nearly(prior, 0.1)
-    expected = decode(GraphDecoder(prior, 1, int8=int8), make_task(prior, 1, 70))
-    for length in (4, 8, 16):
-        decoder = drafting(prior, draft, length, int8)
+    expected = decode(GraphDecoder(prior, 4, int8=int8), make_task(prior, 4, 70))
+    for items, length in ((1, 4), (1, 8), (1, 16), (4, 2), (3, 8)):
+        decoder = drafting(prior, draft, length, int8, batch=items)
         for _ in range(2):
-            assert torch.equal(decode(decoder, make_task(prior, 1, 70), 100, 301), expected)
+            assert torch.equal(decode(decoder, make_task(prior, items, 70), 100, 301), expected[:items])
 
 
 @pytest.mark.gpu
@@ -219,17 +246,18 @@ def test_windows_of_every_kind(randomize, device, cycle):
     told = {"labels": LabelConfig(2, 2, 1), "lyrics": LyricConfig(7, 15)} if Pattern.LYRICS in cycle else {}
     config = PriorConfig(0, 48, 3, 2, 96, 6, codebook_size=37, pattern_cycle=cycle, **told)
     prior = randomize(Prior(config)).to(device)
-    decoder = SpeculativeDecoder(*(GraphDecoder(each, 1) for each in (prior, nearly(prior, 0.3))))
-    plain = GraphDecoder(prior, 1)
-    for prompt_len, conditioned, item in ((15, True, 3), (40, False, 0), (0 if not told else 15, True, 2)):
-        window = prompt_len, conditioned, item
+    decoder = SpeculativeDecoder(*(GraphDecoder(each, 2) for each in (prior, nearly(prior, 0.3))), 2)
+    plain = GraphDecoder(prior, 2)
+    for items, *window in ((2, 15, True, 3), (1, 40, False, 0), (2, 0 if not told else 15, True, 2)):
         # A start that a prior with labels has no token for.
-        tasks = [dataclasses.replace(make_task(prior, 1, *window), start_cond=start(prior)) for _ in range(2)]
+        tasks = [
+            dataclasses.replace(make_task(prior, items, *window), start_cond=start(prior, items)) for _ in range(2)
+        ]
         assert torch.equal(decode(decoder, tasks[0], 50, 77), decode(plain, tasks[1]))
 
 
-def start(prior):
-    return torch.ones(1, 1, prior.config.width, device=prior.device, dtype=prior.dtype)
+def start(prior, items):
+    return torch.ones(items, 1, prior.config.width, device=prior.device, dtype=prior.dtype)
 
 
 @pytest.mark.gpu
@@ -237,7 +265,7 @@ def start(prior):
 def test_requests_on_a_gpu(tiny_model, tmp_path, backend):
     """As users make them: drafts of several lengths, by trials; a run that is stopped and resumed."""
     draft = changed(tiny_model, tmp_path / "draft")
-    params = dataclasses.replace(PARAMS, num_samples=1, labels=None)
+    params = dataclasses.replace(PARAMS, num_samples=3, batch_size=2, labels=None)
     expected = Jukebox.from_pretrained(tiny_model, "cuda", backend=backend).sample(params)
     jukebox = Jukebox.from_pretrained(tiny_model, "cuda", backend=backend, draft=draft)
     assert_same(jukebox.sample(params), expected)

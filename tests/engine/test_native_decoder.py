@@ -319,7 +319,7 @@ used = 4096 * int(pathlib.Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (used + (30 << 20),) * 2)
 decoder.team = types.SimpleNamespace(next_call=lambda seconds: (64, 8), measured=lambda *call: None)
 decoder.prompt_team = decoder.team
-drafts = lambda: decoder.speculate(draft, 0, 8, 10**6, 64)
+drafts = lambda: decoder.speculate(draft, [0], 8, 10**6, 9, 64)
 for run in (lambda: decoder.run(0, 8), lambda: decoder.extend(0, 8), drafts):
     try:
         run()
@@ -377,14 +377,11 @@ def test_tensors_that_do_not_fit_are_refused(changes, message):
 @pytest.mark.parametrize("positions", [(0, 97), (-1, 4), (5, 4)])
 def test_positions_beyond_the_window_are_refused(positions):
     prior = make_prior(width=48, context_len=96, num_rows=8)
-    decoder, draft = NativeDecoder(prior, 1), NativeDecoder(prior, 1)
-    task = make_task(prior)
-    for each in (decoder, draft):
-        each.begin(task)
+    decoder = NativeDecoder(prior, 1)
+    decoder.begin(make_task(prior))
     message = f"positions {positions[0]} to {positions[1]} of a window of 96"
-    for call in (decoder.decode, lambda *ends: decoder.speculate(draft, *ends[:2], 4, 1)):
-        with pytest.raises(ValueError, match=message):
-            call(*positions, 1)
+    with pytest.raises(ValueError, match=message):
+        decoder.decode(*positions, 1)
     with pytest.raises(ValueError, match=message):
         decoder.model.prefill(decoder._native_task, *positions, 0, 1)
 

@@ -9,7 +9,7 @@ import torch
 from fastjukebox.engine import Jukebox, Prior, SamplingParams, checkpoint
 from fastjukebox.engine.decoder import LevelSampling, choose_backend
 from fastjukebox.engine.native_decoder import NativeDecoder
-from fastjukebox.engine.speculative_decoder import SpeculativeDecoder, check_drafts, expected_codes, with_drafts
+from fastjukebox.engine.speculative_decoder import SpeculativeDecoder, check_drafts, with_drafts
 from fastjukebox.kernels import native_library
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,7 +51,7 @@ def schedule(decoder, data, monkeypatch):
     threads, lengths, codes = st.integers(1, 3), st.integers(1, 9), st.integers(1, 20)
     monkeypatch.setattr(decoder, "_next_call", lambda: data.draw(st.tuples(threads, lengths, codes)))
     monkeypatch.setattr(decoder, "_measured", lambda *call: None)
-    decoder.lengths = dict.fromkeys(range(1, 4), SimpleNamespace(lost=0.0, recent={}))
+    monkeypatch.setattr(decoder, "_lengths", lambda threads: SimpleNamespace(lost=0.0))
     return decoder
 
 
@@ -70,10 +70,27 @@ def schedule(decoder, data, monkeypatch):
     alone=st.sampled_from([0, 1 << 20]),
     top_k=st.sampled_from([0, 0, 1, 7]),
     top_p=st.sampled_from([1.0, 0.9]),
+    items=st.sampled_from([1, 1, 2, 3, 5]),
+    spare=st.integers(0, 1),
     data=st.data(),
 )
 def test_codes_are_those_of_the_decoder_without_drafts(
-    heads, head_dim, mlp_ratio, depth, num_rows, row_len, another, change, int8, cond, alone, top_k, top_p, data
+    heads,
+    head_dim,
+    mlp_ratio,
+    depth,
+    num_rows,
+    row_len,
+    another,
+    change,
+    int8,
+    cond,
+    alone,
+    top_k,
+    top_p,
+    items,
+    spare,
+    data,
 ):
     sizes = {"width": 64, "attn_ratio": heads * head_dim / 64, "heads": heads, "depth": depth}
     sizes |= {"mlp_ratio": mlp_ratio, "context_len": num_rows * row_len, "num_rows": num_rows}
@@ -82,9 +99,9 @@ def test_codes_are_those_of_the_decoder_without_drafts(
     other = {"depth": 1, "width": 64, "heads": 1}
     draft = make_prior(1, **(sizes | other)) if another else nearly(prior, change)
     prompt_len = data.draw(st.integers(0, num_rows * row_len - 1))
-    tasks = [make_task(prior, 1, prompt_len, cond, LevelSampling(1.0, top_k, top_p)) for _ in range(2)]
-    expected = decode(NativeDecoder(prior, 1, int8), tasks[0])
-    decoder = SpeculativeDecoder(*(NativeDecoder(each, 1, int8) for each in (prior, draft)))
+    tasks = [make_task(prior, items, prompt_len, cond, LevelSampling(1.0, top_k, top_p)) for _ in range(2)]
+    expected = decode(NativeDecoder(prior, items, int8), tasks[0])
+    decoder = SpeculativeDecoder(*(NativeDecoder(each, items + spare, int8) for each in (prior, draft)))
     with pytest.MonkeyPatch.context() as patches, native_library.items_alone(alone):
         assert torch.equal(decode(schedule(decoder, data, patches), tasks[1]), expected)
     if not another and not change:
@@ -109,11 +126,11 @@ def test_every_instruction_set_checks_drafts_alike(isa, int8):
     target, drafts = NativeDecoder(prior, 1, int8), NativeDecoder(draft, 1, int8)
     with native_library.limited_to(isa):
         for length, threads in ((2, 1), (5, 2), (8, 1), (16, 2), (24, 4)):
-            task = make_task(prior, 1, 20, cond=True)
+            task, reached = make_task(prior, 1, 20, cond=True), [20]
             for decoder in (target, drafts):
                 decoder.prefill(task)
-            right, checks, drafted = target.speculate(drafts, 20, 144, length, threads)
-            assert torch.equal(task.codes, expected)
+            right, checks, drafted = target.speculate(drafts, reached, 144, length, 200, threads)
+            assert torch.equal(task.codes, expected) and reached == [144]
             # Some of each, or this shows nothing.
             assert 20 < right < 110 and 124 - right <= checks <= 124 <= drafted <= length * checks
 
@@ -121,96 +138,42 @@ def test_every_instruction_set_checks_drafts_alike(isa, int8):
 def test_what_is_counted_and_written_ends_at_the_stop():
     """Rows of 24 codes, from the last 4 of one to the first 10 of the sixth: drafts end with a row."""
     prior = make_prior(context_len=144, num_rows=6)
-    target, draft, task = NativeDecoder(prior, 1), NativeDecoder(prior, 1), make_task(prior, 1, 20)
+    target, draft, task, reached = NativeDecoder(prior, 1), NativeDecoder(prior, 1), make_task(prior, 1, 20), [20]
     for decoder in (target, draft):
         decoder.prefill(task)
-    assert target.speculate(draft, 20, 130, 5, 1) == (110, 1 + 4 * 5 + 2, 110)
+    assert target.speculate(draft, reached, 130, 5, 99, 1) == (110, 1 + 4 * 5 + 2, 110) and reached == [130]
     assert (task.codes[0, :130] >= 0).all() and (task.codes[0, 130:] == -1).all()
-    assert target.speculate(draft, 130, 137, 5, 1) == (7, 2, 7) and (task.codes[0, 137:] == -1).all()
+    assert target.speculate(draft, reached, 137, 5, 99, 1) == (7, 2, 7) and (task.codes[0, 137:] == -1).all()
 
 
-def test_drafts_are_no_longer_than_a_stop_may_wait_for(monkeypatch):
-    prior, now, chosen = make_prior(), [0.0], set()
-    monkeypatch.setattr("fastjukebox.engine.trials.time.monotonic", lambda: now[0])
-    decoder = SpeculativeDecoder(NativeDecoder(prior, 1), NativeDecoder(prior, 1))
-    decoder.target.use_threads(1)
-    for call in range(60):
-        threads, length, codes = decoder._next_call()
-        # The first step of all waits for the weights' pages.
-        seconds = codes * (20.0 if call == 0 else 0.3 / length**0.5)
-        now[0] += seconds
-        decoder._measured(threads, length, codes, seconds)
-        chosen.add(length)
-        assert call == 0 or seconds < 1.0
-    assert chosen == {1, 4} and decoder.lengths[1].best == 4
+def test_items_go_on_from_where_each_of_them_is():
+    """And end after so many checks, or where they are to stop: who is there already does nothing."""
+    prior = make_prior(context_len=144, num_rows=6)
+    task, reached = make_task(prior, 3, 24), [24, 24, 24]
+    target, draft = NativeDecoder(prior, 3), NativeDecoder(prior, 3)
+    for decoder in (target, draft):
+        decoder.prefill(task)
+    assert target.speculate(draft, reached, 24 + 8, 4, 1, 1) == (12, 3, 12) and reached == [28, 28, 28]
+    # Two of them as if they were still to be sampled.
+    reached[:2] = 24, 27
+    assert target.speculate(draft, reached, 28, 4, 9, 2) == (5, 2, 5) and reached == [28, 28, 28]
+    reached[1] = 25
+    assert target.speculate(draft, reached, 36, 2, 3, 2) == (18, 9, 18) and reached == [34, 31, 34]
+    assert target.speculate(draft, reached, 34, 2, 9, 1) == (3, 2, 3) and reached == [34, 34, 34]
+    assert target.speculate(draft, reached, 34, 2, 9, 1) == (0, 0, 0)
+    target.decode(34, 144, 1)
+    assert torch.equal(task.codes, decode(NativeDecoder(prior, 3), make_task(prior, 3, 24)))
 
 
-def test_what_drafts_cost_is_held_against_decoding_without_again_and_again(monkeypatch):
-    """As on networks that fit the caches: longer drafts are better than shorter ones, and none the best. The first call
-    of all says nothing."""
-    prior, now, chosen = make_prior(), [0.0], []
-    monkeypatch.setattr("fastjukebox.engine.trials.time.monotonic", lambda: now[0])
-    decoder = SpeculativeDecoder(NativeDecoder(prior, 1), NativeDecoder(prior, 1))
-    decoder.target.use_threads(1)
-    costs = {1: 2e-4, 4: 6.5e-4, 8: 6e-4, 16: 5e-4}
-    for call in range(400):
-        threads, length, codes = decoder._next_call()
-        seconds = codes * costs[length] * (10 if call == 0 or (call < 60 and length == 1) else 1)
-        now[0] += seconds
-        decoder._measured(threads, length, codes, seconds)
-        chosen += [length] * codes
-    assert decoder.lengths[1].best == 1
-    assert chosen[len(chosen) // 2 :].count(1) > 0.45 * len(chosen)
-
-
-def test_more_threads_are_tried_with_the_best_drafts(monkeypatch):
-    """As on wide networks: one core has memory's bandwidth alone where codes are decoded one by one."""
-    prior, now, chosen = make_prior(), [0.0], []
-    monkeypatch.setattr("fastjukebox.engine.trials.time.monotonic", lambda: now[0])
-    decoder = SpeculativeDecoder(NativeDecoder(prior, 1), NativeDecoder(prior, 1))
-    decoder.target.use_threads(2)
-    for _ in range(300):
-        threads, length, codes = decoder._next_call()
-        seconds = codes * (0.05 + 0.001 * threads if length == 1 else 0.03 / threads)
-        now[0] += seconds
-        decoder._measured(threads, length, codes, seconds)
-        chosen.append((threads, length > 1))
-    assert chosen[150:].count((2, True)) > 75
-
-
-@pytest.mark.parametrize(
-    ("cost", "best"), [(lambda length: 1 / length, 16), (float, 1), (lambda length: abs(length - 8) + 1.0, 8)]
-)
-def test_drafts_that_help_are_kept_and_others_are_not(cost, best, monkeypatch):
-    prior, now, chosen = make_prior(context_len=1024, num_rows=8), [0.0], []
-    monkeypatch.setattr("fastjukebox.engine.trials.time.monotonic", lambda: now[0])
-    decoder = SpeculativeDecoder(NativeDecoder(prior, 1), NativeDecoder(prior, 1))
-    decoder.target.use_threads(1)
-    for _ in range(200):
-        threads, length, codes = decoder._next_call()
-        now[0] += codes * 1e-3 * cost(length)
-        decoder._measured(threads, length, codes, codes * 1e-3 * cost(length))
-        chosen += [length] * codes
-    assert decoder.lengths[1].best == best
-    assert chosen[len(chosen) // 2 :].count(best) > 0.45 * len(chosen)
-
-
-def test_codes_to_expect_of_a_check():
-    """One is always there; each further one if all before it were right."""
-    for right in (0.0, 0.5, 0.9, 1.0):
-        for length in (1, 4, 9):
-            wanted = sum(right**number for number in range(length))
-            assert expected_codes(length, right) == pytest.approx(wanted)
-
-
-def test_several_items_are_decoded_without_drafts():
+def test_few_items_are_drafted_and_many_are_not():
     prior = make_prior()
     backend = with_drafts(choose_backend("native", torch.device("cpu"), torch.float32), lambda level: prior)
-    assert isinstance(backend.build(prior, 3), NativeDecoder)
-    drafting = backend.build(prior, 1)
-    assert isinstance(drafting, SpeculativeDecoder)
-    with pytest.raises(ValueError, match="3 items for a decoder of 1"):
-        drafting.begin(make_task(prior, 3))
+    assert isinstance(backend.build(prior, 9), NativeDecoder)
+    for batch, lengths in ((1, [1, 2, 4, 8, 16]), (2, [1, 2, 4, 8]), (3, [1, 2, 4]), (5, [1, 2]), (8, [1, 2])):
+        drafting = backend.build(prior, batch)
+        assert isinstance(drafting, SpeculativeDecoder) and drafting.choices == lengths
+        with pytest.raises(ValueError, match=f"{batch + 1} items for a decoder of {batch}"):
+            drafting.begin(make_task(prior, batch + 1))
 
 
 @pytest.mark.usefixtures("always_drafts")
@@ -247,16 +210,19 @@ def test_priors_of_other_codes_or_windows_are_refused(changes, message):
 def test_tasks_that_do_not_belong_together_are_refused():
     prior = make_prior()
     target, draft = NativeDecoder(prior, 2), NativeDecoder(prior, 2)
-    one, other, two = make_task(prior), make_task(prior), make_task(prior, 2)
-    for tasks in ((one, other), (two, two)):
-        for decoder, task in zip((target, draft), tasks):
-            decoder.begin(task)
-        with pytest.raises(ValueError, match="drafts are for one item, in the same codes"):
-            target.speculate(draft, 0, 4, 4, 1)
-    for decoder in (target, draft):
-        decoder.begin(one)
+    one, other = make_task(prior), make_task(prior)
+    for decoder, task in zip((target, draft), (one, other)):
+        decoder.begin(task)
+    with pytest.raises(ValueError, match="drafts are in the same codes"):
+        target.speculate(draft, [0], 4, 4, 9, 1)
+    draft.begin(one)
     with pytest.raises(ValueError, match="drafts of 0 codes"):
-        target.speculate(draft, 0, 4, 0, 1)
+        target.speculate(draft, [0], 4, 0, 9, 1)
+    with pytest.raises(ValueError, match="from 2 positions, of 1 items"):
+        target.speculate(draft, [0, 0], 4, 4, 9, 1)
+    for positions, stop in (([-1], 4), ([0], 97), ([97], 4)):
+        with pytest.raises(ValueError, match="of a window of 96"):
+            target.speculate(draft, positions, stop, 4, 9, 1)
 
 
 def changed(folder, other):
@@ -296,12 +262,15 @@ def test_requests_give_the_same_with_drafts(kind, tiny_model, tiny_config, tmp_p
     assert 0.2 < sum(decoder.right for decoder in decoders) / checked < 0.99
 
 
-def test_several_samples_and_a_single_one_are_the_same_with_drafts(tiny_model, tmp_path):
+@pytest.mark.usefixtures("always_drafts")
+def test_several_samples_and_a_single_one_are_the_same_with_drafts(tiny_model, tmp_path, decoders):
     params = SamplingParams(PARAMS.seconds, seed=2, num_samples=3)
     jukebox = Jukebox.from_pretrained(tiny_model, backend="native", draft=changed(tiny_model, tmp_path / "draft"))
     expected = Jukebox.from_pretrained(tiny_model, backend="native").sample(params)
-    assert_same(jukebox.sample(params), expected)
-    assert_same(jukebox.sample(dataclasses.replace(params, batch_size=1)), expected)
+    for batch_size in (1, 2, 3):
+        before = sum(decoder.written for decoder in decoders)
+        assert_same(jukebox.sample(dataclasses.replace(params, batch_size=batch_size)), expected)
+        assert sum(decoder.written for decoder in decoders) > before
 
 
 @pytest.mark.usefixtures("always_drafts")
@@ -366,12 +335,13 @@ def test_drafts_on_the_command_line(run_cli, tiny_model, tmp_path):
     assert code == 0 and f"native on cpu in float32, drafts by {draft}" in told
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
     assert run_cli("resume", "b.run", "--overwrite", "--draft", draft)[0] == 0
-    for command in (("sample", "c.wav"), ("resume", "b.run", "--overwrite")):
+    for command in (("sample", "e.wav"), ("resume", "b.run", "--overwrite")):
         for name in ("nothing", ""):
             code, _, err = run_cli(*command, "--draft", name)
             assert code and f"no model {name!r}" in err
-    several = ("--seconds", 0.05, "--samples", 2, "--backend", "native", "--draft", draft)
-    assert "drafts for single pieces only" in run_cli("sample", "d.wav", *several)[1]
+    several = ("--seconds", 0.05, "--backend", "native", "--draft", draft, "--samples")
+    assert f", drafts by {draft}" in run_cli("sample", "c.wav", *several, 8)[1]
+    assert f"; {draft} drafts for 8 pieces at most" in run_cli("sample", "d.wav", *several, 9)[1]
 
 
 def test_weights_of_conditions_tell_whether_they_are_the_same(tiny_model):

@@ -159,23 +159,33 @@ std::vector<int64_t> sample(const Sizes &sizes, int first_item, int batch, int t
   return codes;
 }
 
-// The codes of one item, by drafts of the same model, which are all right, or of one with a layer less.
-std::vector<int64_t> drafted(const Sizes &sizes, int item, int threads, int top_k, float top_p, bool right, int length) {
+// The codes by drafts of the same model, which are all right, or of one with a layer less, a few checks at a time: items come
+// to positions of their own.
+std::vector<int64_t> drafted(const Sizes &sizes, int first_item, int batch, int threads, int top_k, float top_p, bool right,
+                             int length) {
   Sizes fewer = sizes;
   fewer.depth -= !right;
-  RandomModel random(sizes, 1), draft(fewer, 1);
+  RandomModel random(sizes, batch), draft(fewer, batch);
   const int context_len = random.model.context_len;
-  std::vector<int64_t> codes(context_len, -1);
-  const int64_t items = item;
-  const std::vector<float> cond(size_t(context_len) * sizes.width, 0.25f), start(sizes.width, 0.5f);
-  Task task{1, codes.data(), cond.data(), start.data(), &items, 1234567890123ull, 77, 1, top_k, 0.9f, top_p};
-  for (int from = 0, stop; from < context_len; from = stop) {
-    stop = std::min(context_len, from + 3 * sizes.row_len / 2);
-    int64_t counts[3] = {-1, -1, -1};
-    fastjukebox_speculate(&random.model, &task, &draft.model, &task, from, stop, length, threads, counts);
+  std::vector<int64_t> codes(size_t(batch) * context_len, -1), items;
+  for (int item = 0; item < batch; ++item) items.push_back(first_item + item);
+  const std::vector<float> cond(size_t(batch) * context_len * sizes.width, 0.25f), start(size_t(batch) * sizes.width, 0.5f);
+  Task task{batch, codes.data(), cond.data(), start.data(), items.data(), 1234567890123ull, 77, 1, top_k, 0.9f, top_p};
+  std::vector<int32_t> reached(batch, 0);
+  for (int number = 0, least = 0; least < context_len; ++number) {
+    const std::vector<int32_t> before = reached;
+    // Some may be there already.
+    const int stop = number % 3 ? context_len : std::min(context_len, least + sizes.row_len / 2 + 1), checks = number % 4 + 1;
+    int64_t counts[3] = {-1, -1, -1}, written = 0, most = 0;
+    fastjukebox_speculate(&random.model, &task, &draft.model, &task, reached.data(), stop, length + number % 2, checks, threads, counts);
+    for (int item = 0; item < batch; ++item) {
+      written += reached[item] - before[item], most += before[item] < stop ? checks : 0;
+      if (reached[item] < before[item] || reached[item] > std::max(stop, int(before[item]))) return {};
+    }
     // What is not guessed right is the model's own, one code in each of some checks.
-    const int64_t corrected = stop - from - counts[0];
-    if (corrected < 0 || corrected > counts[1] || counts[2] < stop - from || (right && corrected)) return {};
+    const int64_t corrected = written - counts[0];
+    if (corrected < 0 || corrected > counts[1] || counts[1] > most || counts[2] < written || (right && corrected)) return {};
+    least = *std::min_element(reached.begin(), reached.end());
   }
   return codes;
 }
@@ -213,7 +223,7 @@ bool check(const Sizes &sizes, int top_k, float top_p, std::vector<int64_t> &kno
     const int64_t *prompt = whole.data() + size_t(first) * sizes.num_rows * sizes.row_len;
     const auto continued = sample(sizes, first, batch, threads, top_k, top_p, prompt);
     if (!agrees("after a prompt", sizes, continued, whole, first)) return false;
-    const auto by_drafts = drafted(sizes, first, threads, top_k, top_p, first == 2, 2 + first + threads);
+    const auto by_drafts = drafted(sizes, first, batch, threads, top_k, top_p, first == 2, 2 + first + threads);
     if (!agrees("by drafts", sizes, by_drafts, whole, first)) return false;
   }
   Sizes wide = sizes;

@@ -53,6 +53,13 @@ widths = st.integers(1, 150)
 heads = st.integers(1, 3)
 head_dims = st.integers(1, 40)
 kinds = st.sampled_from(["fp32", "fp16", "int8"])
+# How many items have positions side by side, as in a check of drafts; 0: all are items of their own.
+shared = st.sampled_from([0, 1, 2, 3])
+
+
+def lanes(batch: int, shared: int) -> int:
+    """Of a cache, or of conditions, for `batch` positions of so many items, if they divide evenly."""
+    return shared if shared and batch % shared == 0 else batch
 
 
 @st.composite

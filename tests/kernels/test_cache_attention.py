@@ -13,14 +13,15 @@ def window(pattern, positions, row_len=21, num_rows=19):
     return shapes.Window(pattern, row_len, num_rows, positions)
 
 
-def make(window, heads=2, head_dim=16, shared=False):
-    """Keys and values; slots that no position may read hold NaN. shared: the positions are those of one item."""
+def make(window, heads=2, head_dim=16, shared=0):
+    """Keys and values; slots that no position may read hold NaN. shared: see shapes."""
     batch, place = len(window.positions), (window.pattern, window.row_len, window.slots)
     parts, _ = reference.attention_parts(*place)
-    kv = torch.full((2, 1 if shared else batch, heads, window.slots, head_dim), float("nan"))
+    lanes = shapes.lanes(batch, shared)
+    kv = torch.full((2, lanes, heads, window.slots, head_dim), float("nan"))
     for item, pos in enumerate(window.positions):
         first, count = reference.cache_visible(pos, *place)
-        kv[:, 0 if shared else item, :, first : first + count] = draw(2, heads, count, head_dim, mean=0.5)
+        kv[:, item % lanes, :, first : first + count] = draw(2, heads, count, head_dim, mean=0.5)
     return {
         "sums": draw(batch, parts, heads, head_dim),
         "peaks": draw(batch, parts, heads),
@@ -72,7 +73,7 @@ def test_head_dims_and_stored_dtypes(device, head_dim, kind):
 
 
 @shapes.few_examples
-@given(shapes.windows(), shapes.heads, shapes.head_dims, st.sampled_from(["fp32", "fp16"]), st.booleans())
+@given(shapes.windows(), shapes.heads, shapes.head_dims, st.sampled_from(["fp32", "fp16"]), shapes.shared)
 def test_any_shape(device, window, heads, head_dim, kind, shared):
     args = make(window, heads, head_dim, shared)
     attend(args | {"q": args["q"] / 4}, device, kind, shapes.FLOOR)

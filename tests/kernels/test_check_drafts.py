@@ -27,7 +27,7 @@ def make(row_len, num_rows, lanes, reached, limit, drafted, found, width=33, siz
         found=right,
         reached=torch.tensor([reached]),
         limit=torch.tensor([limit]),
-        counts=torch.tensor([5, 7, 9]),
+        counts=torch.tensor([[5, 7, 9]]),
         token_embedding=draw(size, width).to(stored),
         pos_embedding=draw(context, width).to(stored),
         frame_cond=draw(1, context, width).to(stored) if cond else None,
@@ -44,6 +44,7 @@ def run(module, name, case, device):
         if key not in ("lanes", "width")
     }
     lanes = case.lanes if name == "begin_check" else 1
+    lanes *= len(case.reached)
     given |= {"x": torch.full((lanes, case.width), float("nan"), device=device)}
     given |= {"positions": torch.full((lanes,), -1, device=device)}
     if name == "begin_check":
@@ -77,7 +78,7 @@ def test_codes_are_kept_up_to_the_first_wrong_one_which_is_corrected(device, dra
     assert ended["codes"][0, 10 + kept : 14].tolist() == drafted[kept:]
     assert torch.equal(ended["codes"][0, :10], case.codes[0, :10])
     assert ended["reached"].item() == ended["positions"].item() == 10 + kept
-    assert ended["counts"].tolist() == [5 + same, 8, 13]
+    assert ended["counts"].tolist() == [[5 + same, 8, 13]]
     after = case.token_embedding[kept] + case.pos_embedding[10 + kept] + case.frame_cond[0, 10 + kept]
     assert torch.equal(ended["x"][0], after)
 
@@ -87,7 +88,7 @@ def test_a_check_ends_with_its_row(device):
     assert begun["positions"].tolist() == [14, 15, 15, 15]
     assert torch.equal(begun["x"][1], begun["x"][3])
     assert ended["reached"].item() == ended["positions"].item() == 16
-    assert ended["counts"].tolist() == [7, 8, 11]
+    assert ended["counts"].tolist() == [[7, 8, 11]]
 
 
 def test_a_check_ends_with_the_limit(device):
@@ -110,28 +111,54 @@ def test_a_check_too_many_finds_the_last_code_again(device, limit, guessed):
     assert ended["codes"][0, limit - 1].item() == 7
     assert torch.equal(ended["codes"][0, : limit - 1], case.codes[0, : limit - 1])
     assert (ended["reached"].item(), ended["positions"].item()) == (limit, limit - 1)
-    assert ended["counts"].tolist() == [5, 7, 9]
+    assert ended["counts"].tolist() == [[5, 7, 9]]
+
+
+def side_by_side(cases):
+    """Several items' arguments as those of one call: what was one item's is an item's, the limit is all items'."""
+    first = cases[0]
+    joined = {name: torch.cat([vars(case)[name] for case in cases]) for name in ("codes", "reached", "counts")}
+    joined["found"] = torch.stack([case.found for case in cases], dim=1).flatten(0, 1)
+    if first.frame_cond is not None:
+        joined["frame_cond"] = torch.cat([case.frame_cond for case in cases])
+    return SimpleNamespace(**(vars(first) | joined))
 
 
 @few_examples
-@given(st.data(), st.integers(1, 20), st.integers(1, 9), st.sampled_from([torch.float32, torch.float16]), st.booleans())
-def test_any_shape(device, data, row_len, num_rows, stored, cond):
+@given(
+    st.data(),
+    st.integers(1, 20),
+    st.integers(1, 9),
+    st.sampled_from([torch.float32, torch.float16]),
+    st.booleans(),
+    st.sampled_from([1, 1, 2, 3]),
+)
+def test_any_shape(device, data, row_len, num_rows, stored, cond, items):
     if row_len * num_rows < 3:
         row_len = 3
     lanes = data.draw(st.sampled_from([1, 2, 3, 4, 8, 16, 17]))
     limit = data.draw(st.integers(2, row_len * num_rows))
-    reached = data.draw(st.integers(1, limit))
     codes = st.lists(st.integers(0, 2), min_size=lanes, max_size=lanes)
     width = data.draw(st.integers(1, 70))
-    case = make(row_len, num_rows, lanes, reached, limit, data.draw(codes), data.draw(codes), width, 19, stored, cond)
-    assert_same(case, device)
+    given = data.draw(st.lists(st.tuples(st.integers(1, limit), codes, codes), min_size=items, max_size=items))
+    cases = [make(row_len, num_rows, lanes, at, limit, *both, width, 19, stored, cond) for at, *both in given]
+    for case in cases:
+        case.token_embedding, case.pos_embedding = cases[0].token_embedding, cases[0].pos_embedding
+    found = assert_same(side_by_side(cases), device)
+    # Each item's are those of a call of its own.
+    for item, case in enumerate(cases):
+        for name, together in zip(WRITTEN, found):
+            alone = run(reference, name, case, torch.device("cpu"))
+            for key, value in alone.items():
+                assert torch.equal(together[key][item::items], value), (name, key)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("lanes", [4, 16])
 def test_the_models_sizes(device, lanes):
     drafted = [1] * (lanes - 2) + [2, 1]
-    assert_same(make(64, 128, lanes, 5000, 8192, drafted, [1] * lanes, 1920, 2048, torch.float16), device)
+    sizes = [1] * lanes, 1920, 2048, torch.float16
+    assert_same(side_by_side([make(64, 128, lanes, at, 8192, drafted, *sizes) for at in (5000, 63, 8192)]), device)
 
 
 def test_embeddings_that_are_not_contiguous_are_refused():

@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 
-def make(positions=(0, 3, 5), width=33, size=37, int8=False, conditioned=True, context=6, shared=False):
-    """shared: the positions are those of one item."""
+def make(positions=(0, 3, 5), width=33, size=37, int8=False, conditioned=True, context=6, shared=0):
+    """shared: see shapes."""
     weight, scale = packed(width, size, int8)
     batch = len(positions)
     return {
         "logits": draw(batch, size),
         "x": draw(batch, width, mean=1.0),
-        "frame_cond": draw(1 if shared else batch, context, width) if conditioned else None,
+        "frame_cond": draw(shapes.lanes(batch, shared), context, width) if conditioned else None,
         "positions": torch.tensor(positions),
         "weight": weight,
         "scale": scale,
@@ -33,7 +33,7 @@ def test_inputs_wider_than_a_block(device):
 
 
 @shapes.few_examples
-@given(shapes.windows(), shapes.widths, shapes.widths, shapes.kinds, st.booleans(), st.booleans())
+@given(shapes.windows(), shapes.widths, shapes.widths, shapes.kinds, st.booleans(), shapes.shared)
 def test_any_shape(device, window, width, size, kind, conditioned, shared):
     args = make(window.positions, width, size, kind == "int8", conditioned, window.context_len, shared)
     assert_step_within_budget("head_logits", args, ("logits",), device, kind, shapes.FLOOR)

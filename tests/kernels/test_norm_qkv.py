@@ -12,14 +12,14 @@ def window(pattern="row", positions=(7,)):
     return shapes.Window(pattern, ROW_LEN, NUM_ROWS, tuple(positions))
 
 
-def make(window, width=33, heads=3, head_dim=5, int8=False, shared=False):
-    """shared: the positions are those of one item."""
+def make(window, width=33, heads=3, head_dim=5, int8=False, shared=0):
+    """shared: see shapes."""
     batch, attn_width = len(window.positions), heads * head_dim
     projected = attn_width if window.pattern == "cross" else 3 * attn_width
     weight, scale = packed(width, projected, int8)
     return {
         "q": draw(batch, attn_width),
-        "kv": draw(2, 1 if shared else batch, heads, window.slots, head_dim),
+        "kv": draw(2, shapes.lanes(batch, shared), heads, window.slots, head_dim),
         "x": draw(batch, width, mean=3.0),
         "positions": torch.tensor(window.positions),
         "ln_weight": draw(width, mean=1.0, std=0.3),
@@ -44,11 +44,13 @@ def test_stored_dtypes(device, kind):
 
 
 @pytest.mark.parametrize("pattern", shapes.PATTERNS)
-@pytest.mark.parametrize("count", [5, 11])
-def test_positions_of_one_item_share_its_cache(device, pattern, count):
+@pytest.mark.parametrize(("count", "items"), [(5, 1), (11, 1), (4, 3)])
+def test_positions_of_an_item_share_its_cache(device, pattern, count, items):
     """Those at the end of a row, from the last but one on; lanes that are left over repeat the last."""
-    args = make(window(pattern, [min(2 * ROW_LEN - 2 + lane, 2 * ROW_LEN - 1) for lane in range(count)]), shared=True)
-    args["x"][2:] = args["x"][1]
+    places = [min(2 * ROW_LEN - 2 + number, 2 * ROW_LEN - 1) for number in range(count) for _ in range(items)]
+    args = make(window(pattern, places), shared=items)
+    for item in range(items):
+        args["x"][2 * items + item :: items] = args["x"][items + item]
     assert_step_within_budget("norm_qkv", args, ("q", "kv"), device)
 
 

@@ -216,11 +216,10 @@ def main(arguments: list[str] | None = None) -> int:
     rows = Rows("speculative", options)
     for model, draft in (pair.split(":", 1) for pair in options.pairs):
         for backend, batch in itertools.product(options.backends, options.batch):
-            sizes = batch, options.codes, options.threads
             rows.add(
                 f"{model} by drafts of {draft}, width {options.width}, batch {batch}, {backend}",
-                lambda model=model, draft=draft, backend=backend, sizes=sizes: measure(
-                    model, draft, options.width, device, backend, *sizes, rows
+                lambda model=model, draft=draft, backend=backend, batch=batch: measure(
+                    model, draft, options.width, device, backend, batch, options.codes, options.threads, rows
                 ),
                 say,
                 {"model": model, "draft": draft},

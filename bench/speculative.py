@@ -19,7 +19,6 @@ if not __package__:
 
 import argparse
 import functools
-import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -214,16 +213,18 @@ def main(arguments: list[str] | None = None) -> int:
     if options.quick:
         options.pairs, options.batch, options.codes = options.pairs[:1], options.batch[:1], min(options.codes, 48)
     rows = Rows("speculative", options)
-    for model, draft in (pair.split(":", 1) for pair in options.pairs):
-        for backend, batch in itertools.product(options.backends, options.batch):
-            rows.add(
-                f"{model} by drafts of {draft}, width {options.width}, batch {batch}, {backend}",
-                lambda model=model, draft=draft, backend=backend, batch=batch: measure(
-                    model, draft, options.width, device, backend, batch, options.codes, options.threads, rows
-                ),
-                say,
-                {"model": model, "draft": draft},
-            )
+    pairs = [pair.split(":", 1) for pair in options.pairs]
+    for model, draft, backend, batch in (
+        (*pair, backend, batch) for pair in pairs for backend in options.backends for batch in options.batch
+    ):
+        rows.add(
+            f"{model} by drafts of {draft}, width {options.width}, batch {batch}, {backend}",
+            lambda model=model, draft=draft, backend=backend, batch=batch: measure(
+                model, draft, options.width, device, backend, batch, options.codes, options.threads, rows
+            ),
+            say,
+            {"model": model, "draft": draft},
+        )
     return rows.status
 
 

@@ -60,6 +60,7 @@ def stages() -> list[Stage]:
     upsampler, triton = ("--sizes", "upsampler-0-18"), ("--decoders", "triton", "triton-int8")
     parts = ("exchanges", "steps")
     peers = ("peers", "--depth", "18", "--width", "1920", "--rounds", "5")
+    drafts = ("speculative", "--device", "cuda", "--width", "1920", "--rounds", "5")
     files = sorted(p for p in (harness.ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text())
     tests = tuple(str(path.relative_to(harness.ROOT)) for path in files)
     return [
@@ -75,7 +76,7 @@ def stages() -> list[Stage]:
         Stage("prefill", 3, ("prefill",)),
         Stage("attention bf16", 10, ("attention", "--dtype", "bf16")),
         Stage("roofline", 3, ("roofline", *upsampler, "--batch", "1", "--dtype", "fp16", *triton, "--parts", *parts)),
-        Stage("drafts", 6, ("speculative", "--device", "cuda", "--width", "1920", "--codes", "1024", "--rounds", "5")),
+        Stage("drafts", 8, (*drafts, "--batch", "1", "4", "--codes", "1024")),
         Stage("other sizes", 4, ("decode", "--sizes", "upsampler-0-18", "top-18", "upsampler-0-24", "--batch", "1")),
         Stage("operations", 3, ("ops", "--stored", "fp16", "--implementations", "triton", "reference")),
         Stage("attention fp16", 4, ("attention", "--dtype", "fp16")),

@@ -83,7 +83,7 @@ class Jukebox:
         float16 elsewhere. backend: "auto" takes the fastest decoder that can run and keeps the weights as they are;
         "auto-int8" the fastest with weights rounded to int8, or what "auto" takes where there is none. draft: a smaller
         model of the same codes, a student of this one, that guesses codes ahead (speculative_decoder.py): the result
-        is to the bit the same, of wide networks sooner; on a GPU with backend "triton" or "triton-int8".
+        is to the bit the same, of wide networks and few items sooner; on a GPU with backend "triton" or "triton-int8".
 
         Raises:
             CheckpointError: not a checkpoint folder, or a damaged one.

@@ -83,11 +83,6 @@ def check_drafts(priors: Sequence[PriorConfig], drafts: Sequence[PriorConfig]) -
                 raise ValueError(f"the level {prior.level} prior and its draft read other lyrics: {ours}, {theirs}")
 
 
-def drafts_for(backend: Backend, items: int) -> bool:
-    """Whether so many items are few enough for drafts: many share already what a step reads."""
-    return 2 * items <= backend.drafts
-
-
 def with_drafts(backend: Backend, drafts: Callable[[int], Prior], shared: Collection[int] = ()) -> Backend:
     """`backend`, drafting with the prior that `drafts` has for a level where few items are decoded at a time; but for
     levels whose prior is `shared` with the draft. Raises ValueError if it cannot."""
@@ -98,7 +93,8 @@ def with_drafts(backend: Backend, drafts: Callable[[int], Prior], shared: Collec
         )
 
     def build(prior: Prior, batch: int) -> Decoder:
-        if not drafts_for(backend, batch) or prior.config.level in shared:
+        # Many items share already what a step reads.
+        if 2 * batch > backend.drafts or prior.config.level in shared:
             return backend.build(prior, batch)
         target, draft = (backend.build(each, batch) for each in (prior, drafts(prior.config.level)))
         return SpeculativeDecoder(

@@ -171,7 +171,7 @@ def decode_specializations(
     one, lanes = meta(1, dtype=torch.int64), meta(CHECKED, dtype=torch.int64)
     launched = fused.begin_check(meta(CHECKED, width), lanes, one, one, codes[:1], *embeddings, first, row_len)
     yield named("begin_check", launched)
-    found, counts = meta(CHECKED, context, dtype=torch.int64), meta(3, dtype=torch.int64)
+    found, counts = meta(CHECKED, context, dtype=torch.int64), meta(1, 3, dtype=torch.int64)
     ends = codes[:1], x[:1], one, one, counts, one, found
     yield named("end_check", fused.end_check(*ends, *embeddings, first, row_len))
 

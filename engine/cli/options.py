@@ -52,7 +52,7 @@ class Settings:
 DRAFT_OPTION = click.option(
     "--draft",
     metavar="NAME|FOLDER",
-    help="A student of the model that guesses codes ahead, of one piece at a time: the same result, sooner where "
+    help="A student of the model that guesses codes ahead, of few pieces at a time: the same result, sooner where "
     "networks are wide. On a GPU with --backend triton or triton-int8.",
 )
 SAMPLING_OPTIONS = (

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,12 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def repeatable(device: torch.device) -> AbstractContextManager[None]:
-    """On a GPU cuDNN's convolutions give the same bits each time within this context, and take no TF32: as PyTorch has
-    them, audio's codes and frame conditions could differ from run to run, and from a CPU's by more than rounding."""
-    if device.type != "cuda":
-        return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Without the caller's autocast. On a GPU cuDNN's convolutions give the same bits each time within this context,
+    and take no TF32: as PyTorch has them, audio's codes and frame conditions could differ from run to run, and from a
+    CPU's by more than rounding."""
+    cudnn = nullcontext()
+    if device.type == "cuda":
+        cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with torch.autocast(device.type, enabled=False), cudnn:
+        yield
 
 
 class Conv(nn.Conv1d):

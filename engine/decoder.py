@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ..kernels import native_library, philox, reference
 from . import graph_decoder
+from .convolution import repeatable
 from .kv_cache import KVCache
 from .prior import Prior
 from .threads import one_thread
@@ -104,22 +104,25 @@ class EagerDecoder:
 
     @torch.inference_mode()
     def condition(self, upper_codes: Tensor) -> Tensor:
-        with self._own_threads():
+        with self._undisturbed():
             return self.prior.condition(upper_codes)
 
     @torch.inference_mode()
     def prefill(self, task: WindowTask) -> None:
-        with self._own_threads():
+        with self._undisturbed():
             self._prefill(task)
 
     @torch.inference_mode()
     def run(self, start: int, stop: int) -> None:
-        with self._own_threads():
+        with self._undisturbed():
             self._run(start, stop)
 
-    def _own_threads(self) -> AbstractContextManager[None]:
-        """On CPUs one: with more, products of wide layers are rounded otherwise."""
-        return one_thread() if self.prior.device.type == "cpu" else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """On CPUs with one thread: with more, products of wide layers are rounded otherwise."""
+        device = self.prior.device
+        with repeatable(device), one_thread() if device.type == "cpu" else contextlib.nullcontext():
+            yield
 
     def _prefill(self, task: WindowTask) -> None:
         batch = len(task.codes)
@@ -129,7 +132,7 @@ class EagerDecoder:
         self.task, self.pick = task, pick
         conditions = task.frame_cond, task.start_cond
         self.frame_cond, self.start_cond = (None if c is None else c[pick].to(self.prior.dtype) for c in conditions)
-        self.noise = torch.empty(0)
+        self.noise = torch.empty(0, device=task.codes.device)
         self.prior.read_lyrics(task.lyrics, self.cache.layers)
         self.prior.prefill_prompt(task.codes[pick, : task.prompt_len], self.cache, self.frame_cond, self.start_cond)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..kernels import reference
 from ..kernels.packing import PackedWeight, pack_weight
+from .convolution import repeatable
 from .kv_cache import KVCache, LayerCache
 from .prior import Prior
 from .threads import one_thread
@@ -166,9 +167,12 @@ class GraphDecoder:
         self.take_items(task)
         for cycle in self.cycles.values():
             cycle.check.take_items(task)
-        self.noise_key.copy_(torch.tensor([task.seed & 0xFFFFFFFF, task.seed >> 32, task.level, task.offset]))
-        self.filters.copy_(torch.tensor([sampling.temperature, float(sampling.top_k), sampling.top_p]))
-        prior.read_lyrics(task.lyrics, self.cache.layers)
+        self.noise_key.copy_(
+            torch.tensor([task.seed & 0xFFFFFFFF, task.seed >> 32, task.level, task.offset], device="cpu")
+        )
+        self.filters.copy_(torch.tensor([sampling.temperature, float(sampling.top_k), sampling.top_p], device="cpu"))
+        with repeatable(device):
+            prior.read_lyrics(task.lyrics, self.cache.layers)
 
     def _of_lanes(self, task: WindowTask) -> Tensor:
         """The item of each lane: lanes without one repeat the last."""
@@ -202,7 +206,8 @@ class GraphDecoder:
         """Put positions `start` ... `stop` - 1 of the codes into the cache, which holds those before."""
         prior, attention = self.prior, self.ops.prefill_attention
         self.codes[:, start:stop] = self.task.codes[self._of_lanes(self.task), start:stop]
-        prior.prefill_prompt(self.codes[:, :stop], self.cache, self.cond, self.start_cond, attention, start)
+        with repeatable(prior.device):
+            prior.prefill_prompt(self.codes[:, :stop], self.cache, self.cond, self.start_cond, attention, start)
         self.go_to(stop)
 
     @torch.inference_mode()

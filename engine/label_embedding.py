@@ -52,8 +52,8 @@ class LabelEmbedding(nn.Module):
         shortest, longest = self.config.min_seconds * sample_rate, self.config.max_seconds * sample_rate
         # In FP32, and in this order: a bin's edge must lie where it did in training.
         times = labels.song_samples, offset, offset + samples
-        song, start, stop = (torch.tensor(n, dtype=torch.float32) for n in times)
-        steps = torch.arange(codes, dtype=torch.float32) / codes
+        song, start, stop = (torch.tensor(n, dtype=torch.float32, device="cpu") for n in times)
+        steps = torch.arange(codes, dtype=torch.float32, device="cpu") / codes
 
         def between(first: Tensor, last: Tensor) -> Tensor:
             return first + (last - first) * steps

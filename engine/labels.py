@@ -275,7 +275,7 @@ def window_lyrics(labels: LevelLabels, config: PriorConfig, offset: int, samples
     if len(tokens) < length:
         return (0,) * (length - len(tokens)) + tokens
     # FP32, as the models were trained with: the place is rounded down.
-    middle = torch.tensor(offset) + torch.tensor(samples, dtype=torch.float32) / 2.0
-    place = int(len(tokens) * middle / torch.tensor(labels.song_samples))
+    begin, size, song = (torch.tensor(number, device="cpu") for number in (offset, samples, labels.song_samples))
+    place = int(len(tokens) * (begin + size.float() / 2.0) / song)
     first = min(max(place - length // 2, 0), len(tokens) - length)
     return tokens[first : first + length]

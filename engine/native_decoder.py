@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..kernels import native, native_library
 from ..kernels.native_condition import NativeConditioner
+from .convolution import repeatable
 from .decoder import WindowTask
 from .kv_cache import num_slots
 from .prior import Prior
@@ -73,7 +74,7 @@ class NativeDecoder:
             prior.token_embedding,
             prior.pos_embedding,
             # Labels stand in for it.
-            torch.zeros(1, config.width) if prior.start_token is None else prior.start_token,
+            torch.zeros(1, config.width, device="cpu") if prior.start_token is None else prior.start_token,
             attn_width=config.attn_width,
             heads=config.heads,
             mlp_width=config.mlp_width,
@@ -128,7 +129,7 @@ class NativeDecoder:
             top_k=task.sampling.top_k,
             top_p=task.sampling.top_p,
         )
-        with torch.inference_mode(), one_thread():
+        with torch.inference_mode(), one_thread(), repeatable(self.prior.device):
             self.prior.read_lyrics(task.lyrics, self.cache)
 
     def extend(self, start: int, stop: int) -> None:

@@ -10,6 +10,7 @@ window before the codes, a character stands there as `codebook_size` and its num
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Protocol, cast
 
 import torch
@@ -112,7 +113,7 @@ class Prior(nn.Module):
         if self.labels is None:
             raise ValueError(f"the level {self.config.level} prior takes no labels")
         config = self.config
-        with one_thread() if self.device.type == "cpu" else repeatable(self.device):
+        with repeatable(self.device), one_thread() if self.device.type == "cpu" else nullcontext():
             start = self.labels.start(labels)
             frames = self.labels.frames(labels, sample_rate, offset, samples, config.window_len)
             if frames is not None:

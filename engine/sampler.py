@@ -136,7 +136,8 @@ def as_codes(codes: CodesLike | None, level: int) -> Tensor:
     Raises ValueError on anything else."""
     try:
         # A copy: PyTorch takes no array that is reversed or read-only.
-        found = torch.as_tensor(codes.copy() if isinstance(codes, np.ndarray) else [] if codes is None else codes)
+        found = codes.copy() if isinstance(codes, np.ndarray) else [] if codes is None else codes
+        found = torch.as_tensor(found, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"level {level} codes must be whole numbers [items, n]: {error}") from None
     inexact = found.dtype == torch.bool or found.is_floating_point() or found.is_complex()
@@ -220,7 +221,7 @@ class Sampling:
                 raise ValueError(f"level {level} codes must be 0 to {size - 1}, not {codes.min()} to {codes.max()}")
             # Threads write to it, which do not share the caller's inference mode.
             with torch.inference_mode(False):
-                room = torch.zeros(params.num_samples, max(plan.length, codes.shape[1]), dtype=torch.long)
+                room = torch.zeros(params.num_samples, max(plan.length, codes.shape[1]), dtype=torch.long, device="cpu")
                 room[:, : codes.shape[1]] = codes
             self.codes.append(room)
         sampled = [k >= params.level and self.filled[k] < plan.length for k, plan in enumerate(self.plans)]
@@ -298,14 +299,14 @@ class Sampling:
         level, device, rows = window.level, prior.device, slice(items.start, items.stop)
         vqvae, lyric_len = self.config.vqvae, prior.config.lyric_len
         prompt_len = lyric_len + window.first - window.start
-        codes = torch.zeros(len(items), prior.config.context_len, dtype=torch.long)
+        codes = torch.zeros(len(items), prior.config.context_len, dtype=torch.long, device="cpu")
         codes[:, lyric_len:prompt_len] = self.codes[level][rows, window.start : window.first]
         frame_cond = start_cond = lyrics = None
         if (labels := self.labels[level]) is not None:
             unit = vqvae.samples_per_code(level)
             length = prior.config.window_len * unit
             told = prior.label_conditions(labels, vqvae.sample_rate, window.start * unit, length)
-            codes[:, :lyric_len] = torch.tensor(told.prompt, dtype=torch.long)
+            codes[:, :lyric_len] = torch.tensor(told.prompt, dtype=torch.long, device="cpu")
             lyrics = told.lyrics
             # One for each item: decoders read them side by side.
             start_cond = told.start.repeat(len(items), 1, 1)

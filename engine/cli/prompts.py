@@ -173,6 +173,6 @@ def read_codes(source: Path, jukebox: Jukebox, item: int | None = None) -> tuple
         raise ValueError(f"{source} has codes of different numbers of pieces: {told}")
     if item is not None and not 0 <= item < items:
         raise ValueError(f"--item {item}: {source} holds the pieces 0 to {items - 1}")
-    empty = torch.zeros(items, 0, dtype=torch.long)
+    empty = torch.zeros(items, 0, dtype=torch.long, device="cpu")
     found = [held.get(level, empty) for level in range(levels)]
     return found if item is None else [tensor[item : item + 1] for tensor in found], samples

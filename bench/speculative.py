@@ -217,8 +217,9 @@ def main(arguments: list[str] | None = None) -> int:
     for model, draft, backend, batch in (
         (*pair, backend, batch) for pair in pairs for backend in options.backends for batch in options.batch
     ):
+        together = f", batch {batch}" if batch > 1 else ""
         rows.add(
-            f"{model} by drafts of {draft}, width {options.width}, batch {batch}, {backend}",
+            f"{model} by drafts of {draft}, width {options.width}{together}, {backend}",
             lambda model=model, draft=draft, backend=backend, batch=batch: measure(
                 model, draft, options.width, device, backend, batch, options.codes, options.threads, rows
             ),

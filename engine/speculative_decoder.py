@@ -7,7 +7,8 @@ That is the "drafter-invariant" coupling of Daliri, Musco and Suresh (2024, arXi
 arXiv 2211.17192) and Chen et al. (2023, arXiv 2302.01318) reject and draw again instead, which keeps the distribution.
 
 A step of a wide network is bound by reading the weights, once for however many positions: there several are checked in
-little more time than one takes.
+little more time than one takes. Items that are decoded together share it already; where they are few, drafts of each
+fill it up. Each item keeps what was right of its own, and so comes to a position of its own.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def expected_codes(length: float, right: float) -> float:
 
 
 class SpeculativeDecoder:
-    """Decodes as `target` does, by drafts of `draft`. Items come to positions of their own on the way."""
+    """Decodes as `target` does, by drafts of `draft`. Between calls all items are at the same position."""
 
     # Codes of a draft; 1: without. What is best is found by trials.
     LENGTHS = (1, 2, 4, 8, 16)

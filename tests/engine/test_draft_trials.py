@@ -4,7 +4,7 @@ import pytest
 from fastjukebox.engine.native_decoder import NativeDecoder
 from fastjukebox.engine.speculative_decoder import SpeculativeDecoder, expected_codes
 from fastjukebox.kernels import native_library
-from native_cases import make_prior
+from native_cases import make_prior, make_task
 
 pytestmark = pytest.mark.skipif(
     native_library.missing() is not None, reason=f"native decoder: {native_library.missing()}"
@@ -83,3 +83,48 @@ def test_codes_to_expect_of_a_check():
         for length in (1, 4, 9):
             wanted = sum(right**number for number in range(length))
             assert expected_codes(length, right) == pytest.approx(wanted)
+
+
+def test_what_a_call_is_held_to_is_a_step_of_all_items(monkeypatch):
+    """Three items, of whose drafts of four codes half are right: a call is given checks for as many codes of each as it
+    has time for, and is measured by what they give each in the mean."""
+    prior, measured, asked = make_prior(), [], []
+    decoder = SpeculativeDecoder(*(NativeDecoder(prior, 3) for _ in range(2)), 3)
+    decoder.begin(make_task(prior, 3))
+    decoder.right, decoder.written, decoder.seen = 500, 1000, 30
+
+    def speculate(draft, positions, stop, length, checks, threads):
+        asked.append((list(positions), stop, length, checks))
+        positions[:] = [60, 60, 60] if len(asked) > 1 else [41, 30, 37]
+        return 9, 6, 24
+
+    monkeypatch.setattr(decoder.target, "speculate", speculate)
+    monkeypatch.setattr(decoder, "_next_call", lambda: (1, 4, 10))
+    monkeypatch.setattr(decoder, "_measured", lambda *call: measured.append(call[:3]))
+    decoder.run(30, 60)
+    # A draft of four codes gives 1 + 1/2 + 1/4 + 1/8.
+    assert asked[0] == ([30, 30, 30], 60, 4, 5) and asked[1][0] == [41, 30, 37]
+    share = (500 + 9) / (1000 + 18)
+    assert measured[0] == (1, 4, pytest.approx(2 * sum(share**number for number in range(4))))
+
+
+def test_items_that_are_behind_catch_up_before_codes_are_decoded_without_drafts(monkeypatch):
+    prior, calls = make_prior(), []
+    decoder = SpeculativeDecoder(*(NativeDecoder(prior, 2) for _ in range(2)), 2)
+    decoder.begin(make_task(prior, 2))
+    decoder.seen = 30
+    lengths = iter([8, 1, 1, 8])
+
+    def speculate(draft, positions, stop, length, checks, threads):
+        calls.append((list(positions), stop, length))
+        positions[:] = [40, 34] if len(calls) == 1 else [stop, stop]
+        return 1, 1, 1
+
+    monkeypatch.setattr(decoder.target, "speculate", speculate)
+    monkeypatch.setattr(decoder.target, "decode", lambda first, stop, threads: calls.append((first, stop)))
+    monkeypatch.setattr(decoder.draft, "extend", lambda start, stop: calls.append(("seen", start, stop)))
+    monkeypatch.setattr(decoder, "_next_call", lambda: (1, next(lengths), 10))
+    decoder.run(30, 70)
+    # The shortest drafts there are; what is decoded without, the draft sees before it is asked again.
+    caught_up, without = [([40, 34], 40, 2)], [(40, 50), (50, 60)]
+    assert calls == [([30, 30], 70, 8), *caught_up, *without, ("seen", 40, 60), ([60, 60], 70, 8)]

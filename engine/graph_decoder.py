@@ -264,7 +264,7 @@ class GraphDecoder:
             self.decode(0, 1)
             draft.extend(0, 1)
             positions[:] = [1] * len(positions)
-        counts = (0, 1, 1)
+        counts = 0, len(positions), len(positions)
         if min(positions) < stop:
             counts = self.cycles[length].run(positions, stop, checks)
         self.task.codes[:, start:stop] = self.codes[: len(self.task.codes), start:stop]

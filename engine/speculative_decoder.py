@@ -187,7 +187,8 @@ class SpeculativeDecoder:
                     break
                 begun = time.perf_counter()
             if length > 1:
-                steps = self._speculate(reached, stop, length, codes, threads)
+                checks = max(1, int(codes / expected_codes(length, self._share())))
+                steps = self._speculate(reached, stop, length, checks, threads)
             else:
                 first = reached[0]
                 steps = min(codes, stop - first)
@@ -205,18 +206,22 @@ class SpeculativeDecoder:
             self.seen = first
             return True
         if length == 1 and first < last:
-            self._speculate(reached, last, self.choices[1], last * len(reached), threads)
+            # Each check gives a code at least.
+            self._speculate(reached, last, self.choices[1], last - first, threads)
             return True
         return False
 
-    def _speculate(self, reached: list[int], stop: int, length: int, codes: int, threads: int) -> float:
-        """About so many codes of each item, one check's at least; returns how many each was to be expected to have, in
-        the mean. How many there are is luck where a call holds few drafts."""
-        share = self.right / self.written if self.written else 1.0
-        before, wanted = sum(reached), max(1, int(codes / expected_codes(length, share)))
-        right, checks, drafted = self.target.speculate(self.draft, reached, stop, length, wanted, threads)
+    def _share(self) -> float:
+        """Of the codes written by drafts, what was drafted right."""
+        return self.right / self.written if self.written else 1.0
+
+    def _speculate(self, reached: list[int], stop: int, length: int, checks: int, threads: int) -> float:
+        """So many checks at most; returns how many codes each item was to be expected to have, in the mean. How many
+        there are is luck where a call holds few drafts."""
+        before = sum(reached)
+        right, done, drafted = self.target.speculate(self.draft, reached, stop, length, checks, threads)
         self.right, self.written, self.seen = self.right + right, self.written + sum(reached) - before, min(reached)
-        return checks * expected_codes(drafted / checks, self.right / self.written) / len(reached)
+        return done * expected_codes(drafted / done, self._share()) / len(reached)
 
     def _lengths(self, threads: int) -> Trials:
         return self.lengths.setdefault((self.items, threads), Trials(self.choices, always_first=True))

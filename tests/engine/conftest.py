@@ -10,6 +10,7 @@ import torch
 from fastjukebox.engine import VQVAE, JukeboxConfig, Prior, PriorConfig, VQVAEConfig
 from fastjukebox.engine.__main__ import main
 from fastjukebox.engine.config import ConditionerConfig
+from fastjukebox.engine.speculative_decoder import SpeculativeDecoder
 from torch import nn
 
 # Test modules import what lies beside them.
@@ -110,3 +111,11 @@ def fails(run_cli):
         return err
 
     return run
+
+
+@pytest.fixture
+def decoders(monkeypatch):
+    """All that draft."""
+    found, start = [], SpeculativeDecoder._start
+    monkeypatch.setattr(SpeculativeDecoder, "_start", lambda decoder: (found.append(decoder), start(decoder)))
+    return found

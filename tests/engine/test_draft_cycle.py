@@ -109,6 +109,16 @@ def test_good_drafts_are_kept_and_counted(randomize, drafting):
     assert decoder.right == decoder.written - 1 == 91 + 95
 
 
+def test_a_window_s_first_code_is_a_step_of_all_items(randomize, drafting, monkeypatch):
+    """Though nothing is drafted."""
+    prior, measured = randomize(Prior(CONFIG)), []
+    decoder = drafting(prior, prior, 4, ops=reference, batch=3)
+    decoder.prefill(make_task(prior, 3))
+    monkeypatch.setattr(decoder, "_measured", lambda threads, length, steps, seconds: measured.append(steps))
+    decoder.run(0, 1)
+    assert measured == [1]
+
+
 def test_items_come_to_positions_of_their_own(randomize, drafting):
     """A few checks at a time: each item counts for itself, and ends where all are to stop."""
     config = dataclasses.replace(CONFIG, context_len=96, num_rows=8)
@@ -200,13 +210,13 @@ def test_what_does_not_fit_is_refused(randomize):
 
 
 @pytest.mark.parametrize("kind", ["none", *top_priors()])
-def test_requests_give_the_same_with_drafts(kind, tiny_model, tiny_config, tmp_path, monkeypatch):
+def test_requests_give_the_same_with_drafts(kind, tiny_model, tiny_config, tmp_path, monkeypatch, decoders):
     """Labels, lyrics, windows with prompts, several items."""
     monkeypatch.setattr(SpeculativeDecoder, "LENGTHS", (4,))
     labelled = kind != "none"
     folder = write_model(tmp_path / kind, kind, tiny_config) if labelled else tiny_model
     backend = Backend(
-        "triton", lambda prior, batch: GraphDecoder(prior, batch, ops=reference), lambda *_: None, drafts=True
+        "triton", lambda prior, batch: GraphDecoder(prior, batch, ops=reference), lambda *_: None, drafts=32
     )
     plain, jukebox, draft = (
         Jukebox.from_pretrained(model, "cpu", torch.float32, "eager")
@@ -219,7 +229,9 @@ def test_requests_give_the_same_with_drafts(kind, tiny_model, tiny_config, tmp_p
     assert_same(jukebox.sample(params), expected)
     assert_same(jukebox.sample(params, order="time"), expected)
     several = dataclasses.replace(params, num_samples=3, batch_size=2)
+    before = sum(decoder.written for decoder in decoders)
     assert_same(jukebox.sample(several), plain.sample(several))
+    assert 0 < before < sum(decoder.written for decoder in decoders)
 
 
 @pytest.mark.gpu

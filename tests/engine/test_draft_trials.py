@@ -4,7 +4,7 @@ import pytest
 from fastjukebox.engine.native_decoder import NativeDecoder
 from fastjukebox.engine.speculative_decoder import SpeculativeDecoder, expected_codes
 from fastjukebox.kernels import native_library
-from native_cases import make_prior, make_task
+from native_cases import decode, make_prior, make_task
 
 pytestmark = pytest.mark.skipif(
     native_library.missing() is not None, reason=f"native decoder: {native_library.missing()}"
@@ -113,10 +113,12 @@ def test_items_that_are_behind_catch_up_before_codes_are_decoded_without_drafts(
     decoder = SpeculativeDecoder(*(NativeDecoder(prior, 2) for _ in range(2)), 2)
     decoder.begin(make_task(prior, 2))
     decoder.seen = 30
-    lengths = iter([8, 1, 1, 8])
+    lengths = iter([8, 1, 1, 8, 8, 1])
 
     def speculate(draft, positions, stop, length, checks, threads):
         calls.append((list(positions), stop, length))
+        # As many as catching up may take, if nothing is drafted right.
+        assert length > 2 or checks >= stop - min(positions)
         positions[:] = [40, 34] if len(calls) == 1 else [stop, stop]
         return 1, 1, 1
 
@@ -128,3 +130,24 @@ def test_items_that_are_behind_catch_up_before_codes_are_decoded_without_drafts(
     # The shortest drafts there are; what is decoded without, the draft sees before it is asked again.
     caught_up, without = [([40, 34], 40, 2)], [(40, 50), (50, 60)]
     assert calls == [([30, 30], 70, 8), *caught_up, *without, ("seen", 40, 60), ([60, 60], 70, 8)]
+    # Where that is all there is to do, nothing is decoded, nor measured.
+    del calls[1:]
+    monkeypatch.setattr(decoder, "_measured", lambda *call: calls.append(call[:2]))
+
+    def catch_up(draft, positions, stop, length, checks, threads):
+        calls.append((list(positions), stop, length))
+        positions[:] = [80, 71] if length == 8 else [80, 80]
+        return 1, 1, 1
+
+    monkeypatch.setattr(decoder.target, "speculate", catch_up)
+    decoder.run(70, 80)
+    assert calls[1:] == [([70, 70], 80, 8), (1, 8), ([80, 71], 80, 2)]
+
+
+def test_trials_of_one_item_are_not_those_of_several():
+    prior = make_prior()
+    decoder = SpeculativeDecoder(*(NativeDecoder(prior, 3) for _ in range(2)), 3)
+    decoder.target.use_threads(1)
+    for items in (1, 3):
+        decode(decoder, make_task(prior, items, 60))
+    assert decoder.lengths.keys() == {(1, 1), (3, 1)}

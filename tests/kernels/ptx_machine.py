@@ -209,6 +209,12 @@ class _Program:
             return self._multiply(op, parts, dtype, operands)
         if op == "prmt":
             return self._permute(operands)
+        if op == "redux":
+            assert (self._get(operands[1], np.uint32) == 0xFFFFFFFF).all(), "some lanes of a warp alone"
+            values = self._get(operands[0], dtype).reshape(-1, LANES)
+            return np.repeat({"min": np.min, "max": np.max, "add": np.sum}[parts[2]](values, axis=1), LANES).astype(
+                dtype
+            )
         if op == "bfe":
             x, start, length = (self._get(operand, np.int64) for operand in operands)
             x = self._get(operands[0], dtype).astype(np.int64) >> start & (1 << length) - 1

@@ -26,7 +26,7 @@ from typing import Any, cast
 import torch
 
 from ..engine import Jukebox, SamplingParams
-from ..engine.decoder import BACKENDS, LevelSampling, WindowTask, choose_backend
+from ..engine.decoder import LevelSampling, WindowTask, choose_backend
 from ..engine.graph_decoder import GraphDecoder
 from ..engine.patterns import Pattern
 from ..engine.speculative_decoder import CheckingDecoder, check_drafts, expect_drafts
@@ -109,7 +109,7 @@ def measure(
     assert task.frame_cond is not None
     items, cond = torch.arange(batch, device=device), task.frame_cond.repeat(batch, 1, 1)
     task = replace(task, codes=task.codes.repeat(batch, 1), items=items, frame_cond=cond)
-    most_rows = next(each.drafts for each in BACKENDS if each.name == backend)
+    most_rows = choose_backend(backend, device, cond.dtype).drafts
     lengths = [length for length in LENGTHS if length * batch <= most_rows]
     # One to be timed alone.
     target, drafts, alone = (wide_decoder(name, width, device, backend, batch) for name in (model, draft, draft))

@@ -168,6 +168,11 @@ class Backend:
     native: bool = False
     drafts: int = 0
 
+    @property
+    def drafted_items(self) -> int:
+        """Items that it decodes with drafts at most: a check has two codes of each."""
+        return self.drafts // 2
+
 
 def _native(prior: Prior, batch: int) -> Decoder:
     from .native_decoder import NativeDecoder

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..kernels import native_library
 from .config import PriorConfig
-from .decoder import Backend, Decoder, WindowTask
+from .decoder import NATIVE_ROWS, Backend, Decoder, WindowTask
 from .graph_decoder import GraphDecoder
 from .native_decoder import NativeDecoder
 from .prior import Prior
@@ -95,7 +95,7 @@ def with_drafts(backend: Backend, drafts: Callable[[int], Prior], shared: Collec
 
     def build(prior: Prior, batch: int) -> Decoder:
         # Many items share already what a step reads.
-        if 2 * batch > backend.drafts or prior.config.level in shared:
+        if batch > backend.drafted_items or prior.config.level in shared:
             return backend.build(prior, batch)
         target, draft = (backend.build(each, batch) for each in (prior, drafts(prior.config.level)))
         return SpeculativeDecoder(
@@ -126,7 +126,9 @@ class SpeculativeDecoder:
     # No longer drafts than take so many seconds to decode without: a call holds one at least, and a stop waits for it.
     LONGEST_SECONDS = 1.5
 
-    def __init__(self, target: CheckingDecoder, draft: CheckingDecoder, batch: int = 1, most_rows: int = 16) -> None:
+    def __init__(
+        self, target: CheckingDecoder, draft: CheckingDecoder, batch: int = 1, most_rows: int = NATIVE_ROWS
+    ) -> None:
         """batch: items that both have room for; most_rows: codes that are checked at a time, of all items together."""
         check_drafts([target.prior.config], [draft.prior.config])
         self.target, self.draft = target, draft

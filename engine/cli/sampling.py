@@ -230,7 +230,7 @@ def _by_drafts(draft: str | None, backend: str, params: SamplingParams) -> str:
 
     if not draft:
         return ""
-    most = next(each.drafts for each in BACKENDS if each.name == backend) // 2
+    most = next(each.drafted_items for each in BACKENDS if each.name == backend)
     return f", drafts by {draft}" if len(params.batches[0]) <= most else f"; {draft} drafts for {most} pieces at most"
 
 

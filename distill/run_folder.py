@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from ..engine.memory import is_out_of_memory
+from ..engine.whole_file import whole_file
 
 STATE, FIGURES = "state.pt", "figures.json"
 
@@ -32,19 +32,12 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`, which takes its place when that is done; where it cannot be, it is removed.
-
-    Raises:
-        RunError: there is no room, or no right to write.
-    """
-    part = path.with_suffix(".part")
+    """`whole_file`. Raises RunError where there is no room, or no right to write."""
     try:
-        yield part
-        os.replace(part, path)
+        with whole_file(path) as part:
+            yield part
     # PyTorch and soundfile have kinds of their own for a full disk.
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
         if is_out_of_memory(error):
             raise
         raise RunError(not_written(path, error)) from None

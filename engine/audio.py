@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .whole_file import whole_file
+
 if TYPE_CHECKING:
     from soundfile import SoundFile
 
@@ -161,8 +163,6 @@ def write_audio(path: str | Path, samples: Tensor, sample_rate: int) -> list[Pat
     path = check_output(path)
     paths = output_files(path, len(samples))
     for item_path, item in zip(paths, samples, strict=True):
-        target = written_at(item_path)
-        temporary = target.with_name(f".{target.stem}.part{target.suffix}")
         try:
             content = io.BytesIO()
             with soundfile.SoundFile(content, "w", sample_rate, 1, format=path.suffix[1:].upper()) as file:
@@ -170,13 +170,11 @@ def write_audio(path: str | Path, samples: Tensor, sample_rate: int) -> list[Pat
                 for block in item.split(BLOCK):
                     file.write(_clipped(block))
             # Not by libsndfile, which calls a full disk "System error".
-            temporary.write_bytes(content.getbuffer())
-            os.replace(temporary, target)
+            with whole_file(written_at(item_path)) as part:
+                part.write_bytes(content.getbuffer())
         except (soundfile.LibsndfileError, OSError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise AudioError(f"cannot write {item_path}: {reason}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
     return paths
 
 

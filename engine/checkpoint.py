@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -29,6 +28,7 @@ from .config_json import from_json, to_json
 from .labels import Names
 from .prior import Prior
 from .vqvae import VQVAE
+from .whole_file import whole_file
 
 FORMAT = 1
 DEMO = Path(__file__).parent / "demo"
@@ -87,7 +87,8 @@ def save_config(folder: Path, config: JukeboxConfig, base: str | None = None) ->
     folder.mkdir(parents=True, exist_ok=True)
     values = {"format": FORMAT, **({"base": base} if base else {}), **to_json(config)}
     text = json.dumps(values, indent=2) + "\n"
-    _replace(folder / CONFIG_FILE, lambda path: path.write_text(text))
+    with whole_file(folder / CONFIG_FILE) as part:
+        part.write_text(text)
 
 
 def save_network(path: Path, network: nn.Module, dtype: torch.dtype = torch.float16, base: Path | None = None) -> None:
@@ -109,7 +110,7 @@ def save_network(path: Path, network: nn.Module, dtype: torch.dtype = torch.floa
         if shared:
             tensors = {name: tensor for name, tensor in tensors.items() if name not in shared}
             metadata[SHARED] = _digest_of(shared)
-    _replace(path, lambda temporary: save_file(tensors, temporary, metadata))
+    _save(path, tensors, metadata)
 
 
 def copy_network(folder: Path, name: str, path: Path) -> None:
@@ -123,7 +124,7 @@ def copy_network(folder: Path, name: str, path: Path) -> None:
         metadata, names = own.metadata(), set(own.keys())
         tensors = _shared(paths, sorted(set(theirs.keys()) - names), metadata.pop(SHARED))
         tensors |= {name: own.get_tensor(name) for name in names}
-    _replace(path, lambda temporary: save_file(tensors, temporary, metadata))
+    _save(path, tensors, metadata)
 
 
 def _digest_of(tensors: Mapping[str, Tensor]) -> str:
@@ -134,16 +135,11 @@ def _digest_of(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """All or nothing: `path` holds the old content or the new, whenever the process ends."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
+def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    with whole_file(path) as part:
+        save_file(tensors, part, metadata)
         # safetensors makes files that only their owner may read; a package is for everyone.
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        part.chmod(0o644)
 
 
 def load_config(folder: Path) -> JukeboxConfig:
@@ -209,7 +205,8 @@ def names_file(level: int) -> str:
 
 def save_names(folder: Path, level: int, names: Names) -> None:
     text = json.dumps(names._asdict(), indent=1, ensure_ascii=False) + "\n"
-    _replace(folder / names_file(level), lambda path: path.write_text(text, encoding="utf-8"))
+    with whole_file(folder / names_file(level)) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def load_names(folder: Path, level: int) -> Names | None:

@@ -25,6 +25,7 @@ from torch import Tensor
 from .labels import Labels
 from .sampler import SamplingParams
 from .stopping import resume_command
+from .whole_file import whole_file
 
 FORMAT = 1
 # A run is saved again only after this many times as long as the last save took: in a long run, where saves get longer,
@@ -218,14 +219,11 @@ def save_codes(path: Path, codes: Sequence[Tensor], vqvae: str | None = None) ->
 
 def write_codes(path: Path, codes: Sequence[Tensor], vqvae: str | None = None) -> None:
     """`save_codes`, but the file appears whole or not at all. Raises RunError."""
-    temporary = path.with_name(f".{path.name}.new")
     try:
-        save_codes(temporary, codes, vqvae)
-        os.replace(temporary, path)
+        with whole_file(path) as part:
+            save_codes(part, codes, vqvae)
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot write {path}: {_reason(error)}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_codes(path: Path, vqvae: str | None = None) -> list[Tensor]:

@@ -164,7 +164,7 @@ def test_an_interrupted_store_goes_on_to_the_same_bytes(folder, undisturbed, int
 @given(songs=st.integers(1, len(FILES) - 1), data=st.data())
 def test_a_torn_write_is_written_again(folder, undisturbed, interrupted, tmp_path_factory, songs, data):
     store = shutil.copytree(interrupted[songs - 1], tmp_path_factory.mktemp("torn") / "store")
-    (store / "plan.part").write_text("{")
+    (store / ".plan.json.part").write_text("{")
     parts = sorted(store.rglob("*.npy.part"))
     if parts:
         part = data.draw(st.sampled_from(parts))

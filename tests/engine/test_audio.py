@@ -112,6 +112,13 @@ def test_what_a_stream_writes_is_what_a_file_holds(tmp_path):
     assert (tmp_path / "whole.wav").read_bytes() == wav_header(len(samples), RATE) + parts
 
 
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path):
+    for name in ("a" * 251 + ".wav", "ü" * 125 + ".flac"):
+        assert write_audio(tmp_path / name, torch.zeros(1, 100), RATE) == [tmp_path / name]
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()
+
+
 def test_a_link_is_written_through(tmp_path):
     (tmp_path / "disk").mkdir()
     for name in ("a.wav", "b.flac"):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
 
 import pytest
@@ -119,7 +120,7 @@ def test_a_save_that_fails_leaves_the_old_file(folder, tiny_config, monkeypatch)
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="No space"):
         checkpoint.save_network(path, Prior(tiny_config.priors[2]))
     assert path.read_bytes() == before

@@ -11,7 +11,6 @@ import pytest
 import torch
 from command_line import command
 from fastjukebox.engine import Jukebox, runs
-from fastjukebox.engine import audio as audio_module
 
 RATE = 44100
 # Shorter than a window at every level, and no whole number of codes.
@@ -50,7 +49,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(run_cli, ok, monkeypatch):
     assert not Path("a.wav").exists()
 
     with monkeypatch.context() as patch:
-        patch.setattr(audio_module.os, "replace", full_replace(audio_module.os.replace))
+        patch.setattr(os, "replace", full_replace(os.replace))
         code, _, err = run_cli("resume", "a.run")
     assert code == 2
     assert err.count("\n") == 1

@@ -8,15 +8,13 @@ positions. CROSS keeps the lyrics, which are put there before the first step.
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from ..kernels import reference
 from .config import PriorConfig
 from .patterns import Pattern
-
-Positions = TypeVar("Positions", int, Tensor)
 
 
 class LayerCache:
@@ -25,7 +23,7 @@ class LayerCache:
     def __init__(
         self, pattern: Pattern, config: PriorConfig, batch: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.pattern, self.row_len, self.num_rows = pattern, config.row_len, config.num_rows
+        self.pattern, self.row_len = pattern, config.row_len
         size = (2, batch, config.heads, num_slots(pattern, config), config.head_dim)
         self._bind(torch.zeros(size, device=device, dtype=dtype))
 
@@ -43,21 +41,13 @@ class LayerCache:
 
     def slot(self, pos: int) -> int | None:
         """Where position `pos` is kept; None: it is not."""
-        if self.pattern is Pattern.CROSS or (self.pattern is Pattern.LYRICS and pos >= self.kv.shape[3]):
-            return None
-        return slot(self.pattern, pos, self.row_len, self.num_rows)
+        slots = self.kv.shape[3]
+        own = reference.cache_slot(pos, self.pattern.value, self.row_len, slots)
+        return None if self.pattern is Pattern.CROSS or own >= slots else own
 
     def visible(self, pos: int) -> tuple[int, int]:
         """First slot and number of slots that position `pos` sees, itself included where the pattern includes it."""
-        row, column = divmod(pos, self.row_len)
-        if self.pattern is Pattern.ROW:
-            return 0, column + 1
-        if self.pattern is Pattern.COLUMN:
-            return column * self.num_rows, row + 1
-        if self.pattern is Pattern.PREVIOUS_ROW:
-            return (row - 1) % 2 * self.row_len, self.row_len if row else 0
-        slots = self.kv.shape[3]
-        return 0, slots if self.pattern is Pattern.CROSS else min(pos + 1, slots)
+        return reference.cache_visible(pos, self.pattern.value, self.row_len, self.kv.shape[3])
 
     def first_seen(self, start: int) -> int:
         """The first position, at the start of a row, that any position from `start` on can see."""
@@ -89,7 +79,7 @@ class LayerCache:
     def _slots(self, start: int, stop: int) -> Tensor:
         """Where positions start ... stop - 1 are kept."""
         positions = torch.arange(start, stop, device=self.kv.device)
-        return slot(self.pattern, positions, self.row_len, self.num_rows)
+        return reference.cache_slot(positions, self.pattern.value, self.row_len, self.kv.shape[3])
 
 
 def num_slots(pattern: Pattern, config: PriorConfig) -> int:
@@ -102,18 +92,6 @@ def num_slots(pattern: Pattern, config: PriorConfig) -> int:
         Pattern.LYRICS: config.lyric_reach,
     }
     return slots.get(pattern, config.context_len)
-
-
-def slot(pattern: Pattern, pos: Positions, row_len: int, num_rows: int) -> Positions:
-    """The slot of a position, or of each of a tensor of positions, in the cache of a layer with `pattern`."""
-    row, column = pos // row_len, pos % row_len
-    if pattern is Pattern.ROW:
-        return column
-    if pattern is Pattern.COLUMN:
-        return column * num_rows + row
-    if pattern is Pattern.PREVIOUS_ROW:
-        return row % 2 * row_len + column
-    return pos
 
 
 class KVCache:

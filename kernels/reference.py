@@ -7,6 +7,7 @@ Attention takes [B, T, H, D]: batch, positions, heads, head dim. Patterns are na
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from . import philox
 from .reference_check_drafts import begin_check as begin_check
 from .reference_check_drafts import embed
 from .reference_check_drafts import end_check as end_check
+
+Positions = TypeVar("Positions", int, Tensor)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
@@ -160,9 +163,9 @@ def attention_parts(pattern: str, row_len: int, slots: int) -> tuple[int, int]:
     return -(-keys // part), part
 
 
-def cache_slot(pos: int, pattern: str, row_len: int, slots: int) -> int:
-    """Where position `pos` is kept in a cache of `slots` slots; `slots` or more: it is not."""
-    row, column = divmod(pos, row_len)
+def cache_slot(pos: Positions, pattern: str, row_len: int, slots: int) -> Positions:
+    """Where a position, or each of a tensor, is kept in a cache of `slots` slots; `slots` or more: it is not."""
+    row, column = pos // row_len, pos % row_len
     if pattern == "column":
         return column * (slots // row_len) + row
     return {"row": column, "previous_row": row % 2 * row_len + column}.get(pattern, pos)

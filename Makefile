@@ -2,6 +2,7 @@
 PYTHON ?= python3
 CXX ?= g++
 BIN := .venv/bin
+CORES = $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 SETUP := pyproject.toml setup.py $(wildcard kernels/csrc/*)
 
 .PHONY: sample test lint sanitize bench report gpu demo-stack clean
@@ -30,7 +31,7 @@ RESULTS := build/results
 bench: .venv/dev
 	$(BIN)/python -m pytest $(wildcard tests/engine/test_native_*.py)
 	@mkdir -p $(RESULTS)
-	$(BIN)/python bench peers --device cpu --rounds 7 --threads $$(nproc) --backends eager native native-int8 --json $(RESULTS)/peers.jsonl
+	$(BIN)/python bench peers --device cpu --rounds 7 --threads $(CORES) --backends eager native native-int8 --json $(RESULTS)/peers.jsonl
 	$(BIN)/python bench roofline --device cpu --quick --json $(RESULTS)/roofline-cpu.jsonl
 	$(BIN)/python bench scaling --device cpu --quick --json $(RESULTS)/scaling-cpu.jsonl
 	$(BIN)/python bench int8 --json $(RESULTS)/int8.jsonl
@@ -51,7 +52,7 @@ gpu:
 # a GPU as many side by side as there are cores, one thread each, in large pages.
 demo-stack: .venv/dev
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/fastjukebox-train stack --work runs/demo-stack --preset demo \
-		$$(command -v nvidia-smi >/dev/null || echo --threads 1 --jobs $$(nproc))
+		$$(command -v nvidia-smi >/dev/null || echo --threads 1 --jobs $(CORES))
 
 clean:
 	rm -rf .venv build dist *.egg-info

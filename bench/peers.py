@@ -54,28 +54,30 @@ class Sampler(Protocol):
 
 class TransformersDecoder:
     """The body of the loop in `JukeboxConditionalAutoregressive.sample`, on its cache; `sample` itself raises without
-    labels."""
+    labels. `condition` [B, context_len, width] is that of an upper level."""
 
-    def __init__(self, prior: Prior) -> None:
+    def __init__(self, prior: Prior, condition: Tensor | None = None) -> None:
         from transformers.models.deprecated.jukebox.modeling_jukebox import filter_logits
 
         from .transformers_peer import build_prior
 
         self.model, self.filter_logits = build_prior(prior).prior.to(prior.device), filter_logits
-        self.width = prior.config.width
+        self.condition = torch.zeros(1, 1, prior.config.width, device=prior.device) if condition is None else condition
 
     @torch.inference_mode()
     def prefill(self, codes: Tensor, prompt_len: int) -> None:
         """As `primed_sample` does it: embedded one by one, then at once through the layers."""
         self.codes = codes
-        self.no_condition = torch.zeros(len(codes), 1, self.width, device=codes.device)
         self.model.transformer.del_cache()
-        self.model.transformer(torch.cat([self._embed(pos) for pos in range(prompt_len)], dim=1), sample=True)
+        self.model.transformer(torch.cat([self._embed(pos)[0] for pos in range(prompt_len)], dim=1), sample=True)
 
     @torch.inference_mode()
     def logits(self, pos: int) -> Tensor:
-        x = self.model.transformer(self._embed(pos), sample=True)
-        return self.model.fc_proj_out(x + self.no_condition)[:, 0]
+        x, condition = self._embed(pos)
+        x = self.model.transformer(x, sample=True)
+        if self.model.add_cond_after_transformer:
+            x = x + condition
+        return self.model.fc_proj_out(x)[:, 0]
 
     @torch.inference_mode()
     def run(self, start: int, stop: int) -> None:
@@ -83,8 +85,9 @@ class TransformersDecoder:
             logits = self.filter_logits(self.logits(pos) / TEMPERATURE, top_k=0, top_p=0.0)
             self.codes[:, pos] = torch.distributions.Categorical(logits=logits).sample()
 
-    def _embed(self, pos: int) -> Tensor:
-        return self.model.get_emb(pos, len(self.codes), self.codes[:, pos - 1 : pos], self.no_condition, None)[0]
+    def _embed(self, pos: int) -> tuple[Tensor, Tensor]:
+        """A position with its condition, and the condition."""
+        return self.model.get_emb(pos, len(self.codes), self.codes[:, pos - 1 : pos], self.condition, None)
 
 
 class OurDecoder:

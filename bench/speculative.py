@@ -7,7 +7,8 @@ A pair is a model and the one that drafts for it. How much drafts help depends o
 needs trained networks, and on the width; so the bottom level's networks are widened by repeating their values
 (widened.py): they draw the codes of the small ones. Codes are those of the second half of a window, after a prompt and
 with conditions that the model itself has sampled, several items going on from the same; of every way they are compared
-with those without drafts, or nothing is reported. Ways are timed by turns, ratios taken within rounds.
+with those without drafts, or nothing is reported. Ways are timed by turns, ratios taken within rounds; with `--peer`
+steps of `transformers` 4.57.6 as well, on the same weights and with the same logits, in FP32.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from ..engine import Jukebox, SamplingParams
 from ..engine.decoder import LevelSampling, WindowTask, choose_backend
 from ..engine.graph_decoder import GraphDecoder
 from ..engine.patterns import Pattern
+from ..engine.prior import Prior
 from ..engine.speculative_decoder import CheckingDecoder, check_drafts, expect_drafts
 from .harness import Rows, add_options, quantiles, rounds_of
 from .options import decoder, positive, refuse
+from .peers import TransformersDecoder, present
 from .widened import widened
 
 SEED = 3
@@ -94,6 +97,31 @@ def caches(decoder: CheckingDecoder) -> list[Any]:
     return found if isinstance(found, list) else found.layers
 
 
+class Peer:
+    """`transformers` on the weights of `prior`, some steps a turn.
+
+    Raises:
+        RuntimeError: its logits differ.
+    """
+
+    STEPS = 3
+
+    @torch.inference_mode()
+    def __init__(self, prior: Prior, task: WindowTask) -> None:
+        assert task.frame_cond is not None
+        self.pos, self.decoder = task.prompt_len, TransformersDecoder(prior, task.frame_cond)
+        self.decoder.prefill(task.codes.clone(), self.pos)
+        expected = prior(task.codes[:, : self.pos + 1], task.frame_cond[:, : self.pos + 1])[:, -1]
+        error = ((self.decoder.logits(self.pos) - expected).abs().max() / expected.abs().max()).item()
+        if error > 1e-4:
+            raise RuntimeError(f"logits of transformers differ by {error:.2g} of the largest: no times are reported")
+        self.pos += 1
+
+    def turn(self) -> None:
+        self.decoder.run(self.pos, self.pos + self.STEPS)
+        self.pos += self.STEPS
+
+
 def measure(
     model: str,
     draft: str,
@@ -104,6 +132,7 @@ def measure(
     codes: int,
     threads: int,
     rows: Rows,
+    with_peer: bool = False,
 ) -> dict[str, Any]:
     task = window(model, device)
     assert task.frame_cond is not None
@@ -159,20 +188,25 @@ def measure(
         rewind()
         alone.decode(start, stop, threads)
 
+    written = dict.fromkeys((*ways, "draft"), (stop - start) * batch)
     ways = {name: checked(run) for name, run in ways.items()} | {"draft": draft_alone}
+    if with_peer:
+        ways["transformers"] = Peer(target.prior, told(task, target)).turn
+        written["transformers"] = Peer.STEPS * batch
     times = rounds_of(ways, device, rows.rounds)
-    written = (stop - start) * batch
-    per_code = {name: [1e3 * taken / written for taken in found] for name, found in times.items()}
-    ratios = {
-        f"drafts_{length}_speedup": quantiles(
-            [a / b for a, b in zip(per_code["plain"], per_code[f"drafts_{length}"], strict=True)]
-        )
-        for length in lengths
-    }
+    per_code = {name: [1e3 * taken / written[name] for taken in found] for name, found in times.items()}
+
+    def times_as_fast(name: str, other: str) -> dict[str, float]:
+        return quantiles([a / b for a, b in zip(per_code[other], per_code[name], strict=True)])
+
+    drafted = [f"drafts_{length}" for length in lengths]
+    ratios = {f"{name}_speedup": times_as_fast(name, "plain") for name in drafted}
+    if with_peer:
+        ratios |= {f"{name}_over_transformers": times_as_fast(name, "transformers") for name in ("plain", *drafted)}
     return {
         **{f"{name}_ms": quantiles(found) for name, found in per_code.items()},
         **ratios,
-        "right": {str(length): count / written for length, count in right.items()},
+        "right": {str(length): count / written["plain"] for length, count in right.items()},
         "codes": stop - start,
         "batch": batch,
         "width": width,
@@ -188,7 +222,8 @@ def say(f: dict[str, Any]) -> str:
         f"{f[f'drafts_{length}_speedup']['p50']:.2f}x by {length} ({100 * share:.0f} % right)"
         for length, share in f["right"].items()
     )
-    return f"{f['plain_ms']['p50']:.2f} ms per code, draft {f['draft_ms']['p50']:.2f} ms; {', '.join(ways)}"
+    peer = f", transformers {f['transformers_ms']['p50']:.1f} ms" if "transformers_ms" in f else ""
+    return f"{f['plain_ms']['p50']:.2f} ms per code, draft {f['draft_ms']['p50']:.2f} ms{peer}; {', '.join(ways)}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -200,6 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--batch", nargs="+", type=positive, default=[1, 2, 4], help="items decoded together")
     parser.add_argument("--codes", type=positive, default=128)
+    parser.add_argument("--peer", action="store_true", help="steps of transformers too")
     add_options(parser, rounds=5)
     parser.set_defaults(device="cpu")
     options = parser.parse_args(arguments)
@@ -212,6 +248,9 @@ def main(arguments: list[str] | None = None) -> int:
     refuse(parser, options.pairs, lambda pair: usable(pair, options.width))
     if options.quick:
         options.pairs, options.batch, options.codes = options.pairs[:1], options.batch[:1], min(options.codes, 48)
+    if options.peer and device.type != "cpu":
+        parser.error("--peer is for CPUs: it compares in FP32")
+    with_peer = options.peer and "transformers" in present(None)
     rows = Rows("speculative", options)
     pairs = [pair.split(":", 1) for pair in options.pairs]
     for model, draft, backend, batch in (
@@ -221,7 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows.add(
             f"{model} by drafts of {draft}, width {options.width}{together}, {backend}",
             lambda model=model, draft=draft, backend=backend, batch=batch: measure(
-                model, draft, options.width, device, backend, batch, options.codes, options.threads, rows
+                model, draft, options.width, device, backend, batch, options.codes, options.threads, rows, with_peer
             ),
             say,
             {"model": model, "draft": draft},

@@ -93,6 +93,15 @@ def decode(records: list[Record]) -> Table:
     return table_of("decode", "Decoders, one step at a time", header, rows, note)
 
 
+def _against_transformers(record: Record) -> str:
+    """Without drafts, and with as many as are the fastest."""
+    if "plain_over_transformers" not in record:
+        return NONE
+    best = max(record["right"], key=lambda length: record[f"drafts_{length}_over_transformers"]["p50"])
+    found = cell(record[f"drafts_{best}_over_transformers"], unit="x")
+    return f"{cell(record['plain_over_transformers'], unit='x')}, by {best} codes {found}"
+
+
 def speculative(records: list[Record]) -> Table:
     rows = []
     lengths = sorted({int(length) for r in records for length in r["right"]})
@@ -104,10 +113,14 @@ def speculative(records: list[Record]) -> Table:
         ratios = [cell(r.get(f"drafts_{length}_speedup"), unit="x") for length in lengths]
         size = f"{r['depth']} x {r['width']}, {r['backend']}"
         times = cell(r["plain_ms"]), cell(r["draft_ms"])
-        rows.append((size, r["draft_depth"], r.get("batch", 1), *times, f"{right} %", *ratios))
+        peer = cell(r.get("transformers_ms")), _against_transformers(r)
+        rows.append((size, r["draft_depth"], r.get("batch", 1), *times, f"{right} %", *ratios, *peer))
     header = ["layers x width, decoder", "layers of the draft", "batch", "ms per code", "of the draft", "drafts right"]
     header += [f"speed-up by {length} codes" for length in lengths]
-    note = "`python bench speculative`: the demo's bottom level, its values repeated up to the width; codes as without"
+    header += ["`transformers`, ms per code", "against it without drafts, and with"]
+    peer = " --peer" * any("transformers_ms" in r for r in records)
+    note = f"`python bench speculative{peer}`: the demo's bottom level, its values repeated up to the width; codes as "
+    note += "without"
     return table_of("speculative", "Speculative decoding", header, [tuple(map(str, row)) for row in rows], note)
 
 

@@ -2,6 +2,7 @@
 interpreter and tests marked `gpu` are skipped. With FASTJUKEBOX_PTX=90 in the environment kernels are compiled for
 sm_90 instead, and what was compiled is executed on the CPU (kernels/compiled.py)."""
 
+import contextlib
 import os
 import sys
 import types
@@ -49,6 +50,13 @@ if "FASTJUKEBOX_PTX" in os.environ:
 
     install(int(os.environ["FASTJUKEBOX_PTX"]))
 
+# On a fresh checkout hypothesis first makes a table of all letters, which takes seconds on a busy machine.
+with contextlib.suppress(ImportError):
+    import hypothesis
+
+    hypothesis.settings.register_profile("here", suppress_health_check=[hypothesis.HealthCheck.too_slow])
+    hypothesis.settings.load_profile("here")
+
 # pytest-xdist gives each core a worker of its own.
 torch.set_num_threads(1)
 
@@ -65,7 +73,8 @@ def _any_number_of_threads(monkeypatch) -> None:
 
 
 def pytest_collection_modifyitems(items):
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+    there = {"gpu": torch.cuda.is_available(), "linux": Path("/proc/self").exists()}
+    reasons = {"gpu": "needs an NVIDIA GPU", "linux": "needs Linux"}
+    for item in items:
+        for name in (name for name, has in there.items() if not has and item.get_closest_marker(name)):
+            item.add_marker(pytest.mark.skip(reason=reasons[name]))

@@ -48,6 +48,28 @@ def test_drafts_are_timed_and_shown(tmp_path, capsys):
 
 
 @pytest.mark.skipif(bool(native_library.missing()), reason="needs the native decoder")
+def test_steps_of_transformers_are_timed_beside(tmp_path, monkeypatch):
+    pytest.importorskip("transformers.models.deprecated.jukebox")
+    path = tmp_path / "speculative.jsonl"
+    small = ["--width", "128", "--codes", "16", "--rounds", "2", "--threads", "1", "--backends", "native", "--peer"]
+    arguments = ["--pairs", "demo:demo-3", *small, "--batch", "1", "2", "--json", str(path)]
+    assert speculative.main(arguments) == 0
+    for record in read(path):
+        for name in ("plain", "drafts_2", "drafts_8"):
+            ratio = record["transformers_ms"]["p50"] / record[f"{name}_ms"]["p50"]
+            assert ratio / 4 < record[f"{name}_over_transformers"]["p50"] < 4 * ratio
+    table = tables.tables(tmp_path)["speculative"]
+    assert table.header[-2:] == ("`transformers`, ms per code", "against it without drafts, and with")
+    assert all(" codes " in row[-1] and row[-1].count("x (") == 2 for row in table.rows)
+    assert "`python bench speculative --peer`" in table.note
+
+    logits = speculative.TransformersDecoder.logits
+    monkeypatch.setattr(speculative.TransformersDecoder, "logits", lambda peer, pos: logits(peer, pos) + 0.1)
+    assert speculative.main(arguments) == 1
+    assert "logits of transformers differ" in json.loads(path.read_text().splitlines()[-1])["error"]
+
+
+@pytest.mark.skipif(bool(native_library.missing()), reason="needs the native decoder")
 def test_times_of_other_codes_are_not_reported(tmp_path, monkeypatch):
     path = tmp_path / "speculative.jsonl"
     speculate = NativeDecoder.speculate

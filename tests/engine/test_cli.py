@@ -298,8 +298,8 @@ def test_plot_without_its_libraries_says_how_to_get_them(fails, monkeypatch):
         ("level 3", ["--level", "3"]),
         ("one of .wav", ["a.mp3"]),
         ("does not exist", ["nowhere/a.wav"]),
-        ("cannot be written", ["/proc/a.wav"]),
-        ("run directory", ["--run", "/proc/a.run"]),
+        pytest.param("cannot be written", ["/proc/a.wav"], marks=pytest.mark.linux),
+        pytest.param("run directory", ["--run", "/proc/a.run"], marks=pytest.mark.linux),
         ("stream", ["-"]),
         ("backend", ["--backend", "magic"]),
         ("device", ["--device", "toaster"]),
@@ -375,7 +375,7 @@ def test_resume_replaces_no_other_file_unasked(ok, fails):
     ok("resume", "a.run")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+@pytest.mark.linux
 def test_a_stream_that_cannot_be_written_says_how_to_go_on(tiny_model, tmp_path):
     run = tmp_path / "s.run"
     args = ["sample", "-", "--stream", "--seconds", "0.02", "--model", tiny_model, "--run", run, "-q"]

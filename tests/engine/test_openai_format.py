@@ -132,6 +132,7 @@ def test_settings_in_the_dict_class_of_the_original_are_read(tmp_path, monkeypat
     assert vqvae_config(read_model(path))[0] == VQVAE_CONFIG
 
 
+@pytest.mark.linux
 @pytest.mark.parametrize("legacy", [False, True])
 def test_tensors_of_a_zip_file_are_mapped_and_not_read(tmp_path, networks, legacy):
     path = save(tmp_path / "vq", vqvae_state(networks[0]), legacy=legacy)

@@ -44,6 +44,7 @@ def test_a_forked_process_does_not_end_it_for_its_parent(run):
     run.release()
 
 
+@pytest.mark.linux
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOLCK])
 def test_a_lock_that_is_not_had_holds_no_file(run, monkeypatch, number):
     def fail(*_):

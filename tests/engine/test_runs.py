@@ -67,6 +67,7 @@ def test_a_save_that_is_killed_leaves_the_old_codes(run, monkeypatch, step):
     assert len(list(run.folder.iterdir())) == 2
 
 
+@pytest.mark.linux
 def test_what_takes_the_old_codes_place_is_on_disk_before_and_the_change_after(run, monkeypatch):
     done, sync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda file: (done.append(os.readlink(f"/proc/self/fd/{file}")), sync(file)))

@@ -53,11 +53,21 @@ def test_steps_of_transformers_are_timed_beside(tmp_path, monkeypatch):
     path = tmp_path / "speculative.jsonl"
     small = ["--width", "128", "--codes", "16", "--rounds", "2", "--threads", "1", "--backends", "native", "--peer"]
     arguments = ["--pairs", "demo:demo-3", *small, "--batch", "1", "2", "--json", str(path)]
+
+    def rounds_of(ways, *_):
+        for run in ways.values():
+            run()
+        return {name: [taken] for name, taken in seconds.items() if name in ways}
+
+    seconds = {"plain": 0.8, "drafts_2": 0.4, "drafts_4": 0.2, "drafts_8": 0.4, "drafts_16": 0.8, "draft": 0.08}
+    monkeypatch.setattr(speculative, "rounds_of", rounds_of)
+    seconds["transformers"] = 0.3
     assert speculative.main(arguments) == 0
     for record in read(path):
-        for name in ("plain", "drafts_2", "drafts_8"):
-            ratio = record["transformers_ms"]["p50"] / record[f"{name}_ms"]["p50"]
-            assert ratio / 4 < record[f"{name}_over_transformers"]["p50"] < 4 * ratio
+        # 16 codes of each item, and 3 steps.
+        assert record["transformers_ms"]["p50"] == pytest.approx(100 / record["batch"])
+        ratios = [record[f"{name}_over_transformers"]["p50"] for name in ("plain", "drafts_2", "drafts_4", "drafts_8")]
+        assert ratios == pytest.approx([2, 4, 8, 4])
     table = tables.tables(tmp_path)["speculative"]
     assert table.header[-2:] == ("`transformers`, ms per code", "against it without drafts, and with")
     assert all(" codes " in row[-1] and row[-1].count("x (") == 2 for row in table.rows)

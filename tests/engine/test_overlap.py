@@ -377,23 +377,3 @@ def test_a_crew_that_is_ended_by_one_of_its_threads_ends():
     for worker in crew.workers:
         worker.join(10)
     assert not failures and not any(worker.is_alive() for worker in crew.workers)
-
-
-def test_a_forked_process_samples(tiny_model, tmp_path):
-    """The pool of PyTorch's threads is not copied; waiting for it would never end."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); import conftest, os, torch\n"
-        "from fastjukebox.engine import Jukebox, SamplingParams\n"
-        "torch.set_num_threads(2); torch.randn(500, 500) @ torch.randn(500, 500)\n"
-        f"jukebox = Jukebox.from_pretrained({str(tiny_model)!r}, backend='native')\n"
-        "jukebox.sample(SamplingParams(seconds=1)).save(sys.argv[1])\n"
-        "child = os.fork()\n"
-        "if not child:\n"
-        "    torch.set_num_threads(1)\n"
-        "    jukebox.sample(SamplingParams(seconds=0.05)).save(sys.argv[1]); os._exit(7)\n"
-        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "a.wav")], capture_output=True, text=True, timeout=120
-    )
-    assert done.stdout == "7\n", done.stderr

@@ -1,4 +1,8 @@
-"""How many cores a container may use."""
+"""How many cores a container may use, and what a forked process has of threads."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,3 +70,28 @@ def test_without_a_limit_the_threads_are_those_of_pytorch(monkeypatch):
     assert usable_threads() == torch.get_num_threads()
     take_threads(None)
     assert usable_threads() == torch.get_num_threads()
+
+
+@pytest.mark.skipif(native_library.missing() is not None, reason=f"native decoder: {native_library.missing()}")
+def test_a_forked_process_samples(tiny_model, tmp_path):
+    """The pool of PyTorch's threads is not copied; waiting for it would never end."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); import conftest, os, torch\n"
+        # Whoever hangs says where; a forked process cannot take over the watch.
+        "import faulthandler; faulthandler.dump_traceback_later(50, exit=True)\n"
+        "from fastjukebox.engine import Jukebox, SamplingParams\n"
+        "torch.set_num_threads(2); torch.randn(500, 500) @ torch.randn(500, 500)\n"
+        f"jukebox = Jukebox.from_pretrained({str(tiny_model)!r}, backend='native')\n"
+        "jukebox.sample(SamplingParams(seconds=1)).save(sys.argv[1])\n"
+        "faulthandler.cancel_dump_traceback_later()\n"
+        "child = os.fork()\n"
+        "faulthandler.dump_traceback_later(50, exit=True)\n"
+        "if not child:\n"
+        "    torch.set_num_threads(1)\n"
+        "    jukebox.sample(SamplingParams(seconds=0.05)).save(sys.argv[1]); os._exit(7)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.wav")], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "7\n", done.stderr

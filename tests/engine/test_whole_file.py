@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import os
+import threading
 
 import pytest
 from fastjukebox.engine.whole_file import whole_file
@@ -41,3 +42,29 @@ def test_what_a_killed_process_left_is_written_over(tmp_path):
     with whole_file(tmp_path / "file") as part:
         part.write_text("newer")
     assert (tmp_path / "file").read_text() == "newer" and os.listdir(tmp_path) == ["file"]
+
+
+def test_of_several_writers_each_file_is_whole(tmp_path):
+    path, contents = tmp_path / "file", [letter * 10_000 for letter in "abcd"]
+    begin, seen, done = threading.Barrier(len(contents) + 1), list[str](), list[str]()
+
+    def write(content):
+        begin.wait()
+        for _ in range(50):
+            with whole_file(path) as part, part.open("w") as file:
+                for start in range(0, len(content), 1000):
+                    file.write(content[start : start + 1000])
+                    file.flush()
+        done.append(content)
+
+    writers = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for writer in writers:
+        writer.start()
+    begin.wait()
+    while any(writer.is_alive() for writer in writers):
+        if path.exists():
+            seen.append(path.read_text())
+    for writer in writers:
+        writer.join()
+    assert sorted(done) == contents
+    assert set(seen) <= set(contents) and path.read_text() in contents and os.listdir(tmp_path) == ["file"]

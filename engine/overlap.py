@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import atexit
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -76,6 +77,7 @@ class Crew:
         self, count: int, threads: int, filled: list[list[int]], failed: Callable[[BaseException], None]
     ) -> None:
         self.threads, self.filled, self.failed = threads, filled, failed
+        self.process = os.getpid()
         self.waiting = list[tuple[Need, Chain]]()
         self.idle, self.stopped = 0, False
         # Taken by itself: an interruption while the condition takes it would leave it taken.
@@ -87,8 +89,16 @@ class Crew:
         for worker in self.workers:
             worker.start()
 
+    def check_process(self) -> None:
+        if os.getpid() != self.process:
+            raise RuntimeError(
+                "a forked process does not have the threads of its parent's sampling: let the parent go on with it, or "
+                "begin another here"
+            )
+
     def add(self, chain: Chain) -> None:
         """Up to what it needs first, a chain runs here."""
+        self.check_process()
         need = next(chain)
         with self.lock:
             self.waiting.append((need, chain))
@@ -152,6 +162,9 @@ class Crew:
 
     def end(self) -> None:
         """Stop all threads, and wait for them whatever happens: one in C++ must not outlive the interpreter."""
+        if os.getpid() != self.process:
+            # One of those that are not here may have had the lock.
+            return
         if threading.current_thread() in self.workers:
             # A request that nobody holds is collected where memory is asked for, here too: no thread waits for itself.
             with self.lock:
@@ -279,6 +292,7 @@ def run(
                         crew.add(chains.chain(own[turn::2], batches[group::groups], prior, decoder.twin(team)))
         missing = {window: len(batches) for window in windows}
         while missing:
+            crew.check_process()
             event = events.get()
             if isinstance(event, BaseException):
                 raise event

@@ -12,6 +12,10 @@ from fastjukebox.engine.threads import granted_cores, take_threads, usable_threa
 from fastjukebox.kernels import native_library
 from native_cases import make_prior
 
+NEEDS_NATIVE = pytest.mark.skipif(
+    native_library.missing() is not None, reason=f"native decoder: {native_library.missing()}"
+)
+
 
 @pytest.mark.parametrize(
     ("files", "cores"),
@@ -72,26 +76,56 @@ def test_without_a_limit_the_threads_are_those_of_pytorch(monkeypatch):
     assert usable_threads() == torch.get_num_threads()
 
 
-@pytest.mark.skipif(native_library.missing() is not None, reason=f"native decoder: {native_library.missing()}")
+# Of a program that forks: whoever hangs says where, and a forked process cannot take over the watch.
+FORKING = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); import conftest, faulthandler, os, torch
+from fastjukebox.engine import Jukebox, SamplingParams, threads
+def watch(): faulthandler.dump_traceback_later(50, exit=True)
+def fork(): faulthandler.cancel_dump_traceback_later(); child = os.fork(); watch(); return child
+def code(child): return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+watch(); torch.set_num_threads(2); torch.randn(500, 500) @ torch.randn(500, 500)
+jukebox = Jukebox.from_pretrained(sys.argv[1], backend="native")
+"""
+
+
+def run_forking(program, *arguments):
+    command = [sys.executable, "-c", FORKING + program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@NEEDS_NATIVE
 def test_a_forked_process_samples(tiny_model, tmp_path):
     """The pool of PyTorch's threads is not copied; waiting for it would never end."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); import conftest, os, torch\n"
-        # Whoever hangs says where; a forked process cannot take over the watch.
-        "import faulthandler; faulthandler.dump_traceback_later(50, exit=True)\n"
-        "from fastjukebox.engine import Jukebox, SamplingParams\n"
-        "torch.set_num_threads(2); torch.randn(500, 500) @ torch.randn(500, 500)\n"
-        f"jukebox = Jukebox.from_pretrained({str(tiny_model)!r}, backend='native')\n"
-        "jukebox.sample(SamplingParams(seconds=1)).save(sys.argv[1])\n"
-        "faulthandler.cancel_dump_traceback_later()\n"
-        "child = os.fork()\n"
-        "faulthandler.dump_traceback_later(50, exit=True)\n"
-        "if not child:\n"
-        "    torch.set_num_threads(1)\n"
-        "    jukebox.sample(SamplingParams(seconds=0.05)).save(sys.argv[1]); os._exit(7)\n"
-        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "a.wav")], capture_output=True, text=True, timeout=120
-    )
+    program = """
+jukebox.sample(SamplingParams(seconds=1)).save(sys.argv[2])
+child = fork()
+if not child:
+    torch.set_num_threads(1)
+    jukebox.sample(SamplingParams(seconds=0.05)).save(sys.argv[2]); os._exit(7)
+print(code(child))
+"""
+    done = run_forking(program, tiny_model, tmp_path / "a.wav")
     assert done.stdout == "7\n", done.stderr
+
+
+@NEEDS_NATIVE
+def test_a_forked_process_cannot_go_on_with_its_parents_stream(tiny_model):
+    """What other threads of the parent do, and hold, at that moment is for ever so in the forked process."""
+    program = """
+threads.granted_cores = lambda: 0
+stream = jukebox.stream(SamplingParams(seconds=1)); chunks = [next(stream)]
+child = fork()
+if not child:
+    try:
+        chunks += stream
+    except RuntimeError as error:
+        print(error, flush=True)
+    sys.exit(7)
+status = code(child)
+chunks += stream
+print(status, torch.equal(torch.cat(chunks, 1), jukebox.sample(SamplingParams(seconds=1)).audio))
+"""
+    done = run_forking(program, tiny_model)
+    told, status = done.stdout.splitlines()
+    assert told.startswith("a forked process does not have the threads") and status == "7 True", done.stderr
+    assert done.stderr == ""

@@ -28,7 +28,7 @@ def reading(device: torch.device, nbytes: int) -> Mover:
     if device.type == "cuda":
         flat = torch.empty(nbytes // 4, device=device).normal_()
     else:
-        memory = mmap.mmap(-1, nbytes)
+        memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
         flat = torch.frombuffer(memory, dtype=torch.float32).fill_(1.0)

@@ -64,7 +64,8 @@ class LargePages:
     def take(self, dtype: torch.dtype, *shape: int) -> Tensor:
         size = math.prod(shape) * dtype.itemsize
         if not self._chunks or self._used + size > len(self._chunks[-1]):
-            memory = mmap.mmap(-1, max(self.CHUNK, size))
+            # Private: shared memory would be a forked process's too, and is given large pages only where that was set.
+            memory = mmap.mmap(-1, max(self.CHUNK, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             if hasattr(mmap, "MADV_HUGEPAGE"):
                 memory.madvise(mmap.MADV_HUGEPAGE)
             self._chunks.append(torch.frombuffer(memory, dtype=torch.uint8))

@@ -1,5 +1,7 @@
 """How the native decoder stores weights: FP16 where that loses nothing, with the same codes as FP32 storage."""
 
+import os
+
 import pytest
 import torch
 from fastjukebox.engine.config import PriorConfig
@@ -76,3 +78,14 @@ def test_fp16_storage_takes_half_the_memory(monkeypatch):
     large = native.PackedWeights()
     large.matrix(weight)
     assert small.nbytes * 2 == large.nbytes
+
+
+def test_a_forked_process_writes_to_memory_of_its_own():
+    piece = native.LargePages().take(torch.float32, 3)
+    piece[0] = 1
+    child = os.fork()
+    if not child:
+        piece += 1
+        os._exit(int(piece.sum()))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+    assert piece.tolist() == [1, 0, 0]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
+from ..kernels.native import LargePages
 from .harness import rounds_of
 
 
@@ -28,10 +28,7 @@ def reading(device: torch.device, nbytes: int) -> Mover:
     if device.type == "cuda":
         flat = torch.empty(nbytes // 4, device=device).normal_()
     else:
-        memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        flat = torch.frombuffer(memory, dtype=torch.float32).fill_(1.0)
+        flat = LargePages().take(torch.float32, nbytes // 4).fill_(1.0)
     rows = flat.view(-1, min(1 << 14, len(flat)))
     ones = torch.ones(rows.shape[1], device=device)
     ways = {"sum": flat.sum, "rows": lambda: rows.sum(dim=1), "matrix": lambda: torch.mv(rows, ones)}

@@ -90,6 +90,7 @@ class Crew:
             worker.start()
 
     def check_process(self) -> None:
+        """Raises RuntimeError in a forked process, which would wait for threads that it does not have."""
         if os.getpid() != self.process:
             raise RuntimeError(
                 "a forked process does not have the threads of its parent's sampling: let the parent go on with it, or "

@@ -104,6 +104,25 @@ def test_no_thread_writes_over_keys_that_another_still_reads():
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_prompt_of_several_stretches_that_go_through_layer_by_layer(threads, int8):
+    """Each has 512 KiB of activations, here 14 times 64 positions."""
+    prior = make_prior(pattern_cycle=CYCLE[:3], depth=4, width=128, context_len=2048, num_rows=16)
+    task = make_task(prior, 1)
+    decoder, other = (
+        poisoned(NativeDecoder(prior, 1, int8)),
+        with_team(poisoned(NativeDecoder(prior, 1, int8)), threads),
+    )
+    decode(decoder, task, 2000)
+    # In one call.
+    again = with_prompt(task, 2000)
+    other.begin(again)
+    other.model.prefill(other._native_task, 0, 2000, 2000, threads)
+    for one, both in zip(seen(other, 2000), seen(decoder, 2000)):
+        assert torch.equal(one, both)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_lyrics_that_the_last_layer_alone_reads_are_taken_in(threads):
     told = {"labels": LabelConfig(2, 2, 1), "lyrics": LyricConfig(9, 20)}

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from .jukebox import Jukebox
     from .labels import Labels
     from .prior import Prior
+    from .progress import Progress
     from .result import Result
     from .runs import RunError
-    from .sampler import Progress, SamplingParams
+    from .sampler import SamplingParams
     from .vqvae import VQVAE
 
 __all__ = [
@@ -44,7 +45,7 @@ _MODULES = {
     "Labels": "labels",
     "Prior": "prior",
     "PriorConfig": "config",
-    "Progress": "sampler",
+    "Progress": "progress",
     "Result": "result",
     "RunError": "runs",
     "SamplingParams": "sampler",

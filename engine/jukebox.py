@@ -16,9 +16,10 @@ from . import checkpoint
 from .audio import AudioError, AudioLike, read_audio
 from .decoder import choose_backend
 from .prior import Prior
+from .progress import ProgressCallback
 from .result import Result
 from .runs import Request, Run, RunError
-from .sampler import CodesLike, ProgressCallback, SampleOptions, Sampling, SamplingParams, as_codes, whole_number
+from .sampler import CodesLike, SampleOptions, Sampling, SamplingParams, as_codes, whole_number
 from .speculative_decoder import check_drafts, with_drafts
 from .threads import usable_threads
 from .vqvae import fingerprint
@@ -281,14 +282,14 @@ class Jukebox:
         try:
             weights = checkpoint.fingerprint(folder)
         except OSError as error:
-            where = "it has moved? --model says where to"
-            raise RunError(f"{run.folder} needs its model, in {folder}: {error.strerror}; {where}") from None
+            why = f"{error.strerror}; it has moved? --model says where to"
+            raise RunError(f"{run.folder} needs its model, in {folder}: {why}") from None
         if weights != request.fingerprint:
             raise RunError(f"{run.folder} was begun with other weights than {folder} holds")
         jukebox = cls.from_pretrained(folder, request.device, request.dtype, request.backend, draft)
         codes = run.load()
         try:
-            return jukebox, Sampling(jukebox.config, request.params, request.samples, codes, jukebox.names)
+            return jukebox, Sampling(jukebox.config, request.params, request.samples, codes, jukebox.names, begun=True)
         except ValueError as error:
             raise RunError(f"{run.folder}: codes.safetensors or request.json is not of this run: {error}") from None
 
@@ -354,12 +355,12 @@ class Jukebox:
         """Samples, saves, and decodes to audio what can be: blocks as soon as their codes and the margin are there."""
         level = sampling.params.level
         step, margin = self.vqvae.block_codes(level)
-        length, sent, unsaved = sampling.plans[level].length, 0, False
+        length, sent, unsaved = sampling.segments[level].total, 0, False
         overlapped = self.backend.native and self._keeps_priors and usable_threads() > 1
 
         def ready() -> Iterator[Tensor]:
             nonlocal sent
-            filled = sampling.filled[level]
+            filled = sampling.ready(level)
             while sent < length and (filled >= length or filled >= sent + step + margin):
                 stop = min(sent + step, length)
                 yield self._audio(sampling, sent, stop)
@@ -385,10 +386,9 @@ class Jukebox:
     def _audio(self, sampling: Sampling, start: int, stop: int) -> Tensor:
         """Audio of codes start ... stop - 1 of the level that is decoded, cut at the requested length."""
         level = sampling.params.level
-        codes = sampling.codes[level][:, : sampling.plans[level].length].to(self.device)
+        codes = sampling.whole(level)[:, : sampling.segments[level].total].to(self.device)
         audio = sampling.compute(lambda: self.vqvae.decode(codes, level, start, stop).cpu())
-        offset = start * self.config.vqvae.samples_per_code(level)
-        return audio[:, : max(0, sampling.samples - offset)]
+        return audio[:, : max(0, sampling.samples - start * self.config.vqvae.samples_per_code(level))]
 
 
 def model_folder(path_or_name: str | Path) -> Path:

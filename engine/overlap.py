@@ -21,7 +21,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
@@ -258,16 +257,16 @@ def run(
     backend: Backend,
     sampled: Callable[[int, int], None],
 ) -> Iterator[Window]:
-    """Sample `windows`; each is yielded when its codes are in `sampling.codes`, complete. `backend` is a native
-    one. `sampled(level, codes)` is called, from the caller's thread, for every few codes.
+    """Sample `windows`, of levels with the same rows; each is yielded when its codes are in `sampling.codes`, complete.
+    `backend` is a native one. `sampled(level, codes)` is called, from the caller's thread, for every few codes.
     """
-    threads, params = usable_threads(), sampling.params
+    threads, params, level = usable_threads(), sampling.params, windows[0].level
     # The windows of one batch keep two cores busy: on more, samples are divided into groups, each with its decoders.
     pairs = max(1, threads // 2)
-    size = min(params.batch_size, math.ceil(params.num_samples / pairs))
+    size = min(params.batch_size, math.ceil(sampling.rows(level) / pairs))
     if pairs > 1:
         size = min(size, max(GROUP_BATCH, math.ceil(params.batch_size / pairs)))
-    batches = list(enumerate(replace(params, batch_size=size).batches))
+    batches = list(enumerate(sampling.batches(level, size)))
     groups = min(len(batches), pairs)
     # Threads of each decoder: several, where there are too few groups for each thread to have a decoder.
     team = max(1, threads // (2 * groups))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict
+from typing import Any, Protocol, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -20,6 +19,8 @@ from .config import JukeboxConfig
 from .decoder import Backend, Decoder, LevelSampling, WindowTask
 from .labels import Labels, Names, level_labels
 from .prior import Prior
+from .progress import Meter, ProgressCallback
+from .segments import Segments
 from .speculative_decoder import SpeculativeDecoder
 from .windows import LevelPlan, Window, plan_levels, schedule
 
@@ -56,7 +57,10 @@ class SamplingParams:
     num_samples, first_item: items `first_item` ... `first_item + num_samples - 1` of this seed.
     temperature: at least 1e-6. top_k: 0 keeps all codes, 1 the likeliest alone. top_p: in (0, 1], 1 keeps all.
     hop_fraction: how far windows move, as a part of the window; None: the original's 0.125 at the top, 0.5 below.
-    batch_size: items decoded together at most.
+    batch_size: items, or stretches of them, decoded together at most.
+    segments: into how many stretches levels below the top are cut at most, of a window or more each, which are sampled
+        side by side (segments.py). Sooner where networks are wide; but a stretch does not hear the one before it, so
+        the codes are others than with 1.
     level: the level that is decoded to audio; levels below it are not sampled. 1 or 2 make a quick preview.
     labels: artist, genre and lyrics, for models that know them; None: an unknown artist and genre, no lyrics.
     """
@@ -72,6 +76,7 @@ class SamplingParams:
     batch_size: int = 16
     level: int = 0
     labels: Labels | None = None
+    segments: int = 1
 
     def __post_init__(self) -> None:
         if self.labels is not None and not isinstance(self.labels, Labels):
@@ -88,6 +93,7 @@ class SamplingParams:
             ("first_item", 0, 2**31),
             ("batch_size", 1, 2**20),
             ("level", 0, 2**10),
+            ("segments", 1, 2**10),
         ):
             value = getattr(self, name)
             whole = whole_number(value)
@@ -112,12 +118,6 @@ class SamplingParams:
             if name == "top_k":
                 found = list(map(int, found))
             object.__setattr__(self, name, tuple(found) if several else found[0])
-
-    @property
-    def batches(self) -> list[range]:
-        """The samples that are decoded together, counted from 0."""
-        starts = range(0, self.num_samples, self.batch_size)
-        return [range(first, min(first + self.batch_size, self.num_samples)) for first in starts]
 
     def per_level(self, name: str, levels: int) -> tuple[float, ...]:
         """The setting `name` of every level, the finest first. Raises ValueError on a wrong number of them."""
@@ -147,18 +147,6 @@ def as_codes(codes: CodesLike | None, level: int) -> Tensor:
     return torch.atleast_2d(found.long().cpu())
 
 
-class Progress(NamedTuple):
-    """Codes sampled and to be sampled over all levels, the level at work, and the seconds that are left."""
-
-    done: int
-    total: int
-    level: int
-    eta: float
-
-
-ProgressCallback = Callable[[Progress], None]
-
-
 class SampleOptions(TypedDict, total=False):
     """What `Jukebox.sample` takes by name."""
 
@@ -178,7 +166,8 @@ class PriorSource(Protocol):
 class Sampling:
     """One request under way: its plan, its codes so far, and the windows still to do.
 
-    codes: per level [num_samples, length] int64 on the host; `filled[level]` of them are there.
+    codes: per level [rows, length] int64 on the host; `filled[level]` of them are there. Rows are items, or stretches
+        of items where `segments[level]` are several.
     """
 
     # Positions decoded between two progress reports.
@@ -191,9 +180,10 @@ class Sampling:
         samples: int,
         known: Sequence[Tensor],
         names: Sequence[Names | None] = (),
+        begun: bool = False,
     ) -> None:
-        """known: per level the codes [num_samples, n] that are there already, a prompt or an earlier run's. names: per
-        level the ids of artists and genres, where the model has them.
+        """known: per level the codes [num_samples, n] that are there already, a prompt or, of a run that has begun,
+        what the property `known` was. names: per level the ids of artists and genres, where the model has them.
 
         Raises:
             ValueError: codes out of range, the wrong number of items, or labels that are not for this model.
@@ -207,21 +197,21 @@ class Sampling:
             raise ValueError(f"codes are for {len(known)} levels, the model has {levels}")
         self.config, self.params, self.samples = config, params, samples
         self.filled = [codes.shape[1] for codes in known]
-        self.plans = plan_levels(
-            config, samples, params.per_level("hop_fraction", levels), self.filled, bottom=params.level
-        )
+        plans = plan_levels(config, samples, params.per_level("hop_fraction", levels), self.filled, bottom=params.level)
+        self.segments = [self._segments(plans[level], known[level], level, begun) for level in range(levels)]
+        self.plans = [self._cut(plan, level) for level, plan in enumerate(plans)]
         self.codes = []
         for level, (plan, codes) in enumerate(zip(self.plans, known, strict=True)):
-            if len(codes) != params.num_samples:
+            if len(codes) != self.rows(level):
                 raise ValueError(
-                    f"level {level} codes are for {len(codes)} items, the request is for {params.num_samples}"
+                    f"level {level} codes are for {len(codes)} items, the request is for {self.rows(level)}"
                 )
             size = config.vqvae.codebook_size
             if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
                 raise ValueError(f"level {level} codes must be 0 to {size - 1}, not {codes.min()} to {codes.max()}")
             # Threads write to it, which do not share the caller's inference mode.
             with torch.inference_mode(False):
-                room = torch.zeros(params.num_samples, max(plan.length, codes.shape[1]), dtype=torch.long, device="cpu")
+                room = torch.zeros(len(codes), max(plan.length, codes.shape[1]), dtype=torch.long, device="cpu")
                 room[:, : codes.shape[1]] = codes
             self.codes.append(room)
         sampled = [k >= params.level and self.filled[k] < plan.length for k, plan in enumerate(self.plans)]
@@ -237,10 +227,51 @@ class Sampling:
             )
         ]
 
+    def _segments(self, plan: LevelPlan, known: Tensor, level: int, begun: bool) -> Segments:
+        """How a level is cut. Raises ValueError where its beginning is given."""
+        vqvae, params = self.config.vqvae, self.params
+        whole, complete = Segments((0,), plan.length, plan.length), known.shape[1] >= plan.length
+        if complete or level < params.level or not plan.upper_ratio or self.config.priors[level].lyrics:
+            return whole
+        unit = vqvae.samples_per_code(vqvae.levels - 1) // vqvae.samples_per_code(level)
+        found = Segments.of(plan.length, params.segments, plan.window_len, unit)
+        if found.count > 1 and known.shape[1] and not begun:
+            raise ValueError(
+                f"level {level} codes are given, and what goes on from them cannot be cut into {found.count} segments: "
+                "leave the segments out"
+            )
+        return found
+
+    def _cut(self, plan: LevelPlan, level: int) -> LevelPlan:
+        """The plan of each row. What is cut, or lies below what is, waits for all of the level above."""
+        own = self.segments[level]
+        upper = self.segments[level + 1] if plan.upper_ratio else own
+        return replace(plan, length=own.length, upper_whole=upper.length if own.count + upper.count > 2 else None)
+
+    def rows(self, level: int) -> int:
+        return self.params.num_samples * self.segments[level].count
+
+    def batches(self, level: int, size: int | None = None) -> list[range]:
+        """The rows of a level that are decoded together, by default as many as the request allows."""
+        rows, size = self.rows(level), size or self.params.batch_size
+        return [range(first, min(first + size, rows)) for first in range(0, rows, size)]
+
+    def whole(self, level: int) -> Tensor:
+        """Codes [num_samples, n] of all the level; of stretches only where all of it is there."""
+        return self.segments[level].join(self.codes[level])
+
+    def ready(self, level: int) -> int:
+        """How many codes of every item are there, from the first on."""
+        segments, filled = self.segments[level], self.filled[level]
+        return segments.total if segments.count > 1 and filled == segments.length else filled
+
     @property
     def known(self) -> list[Tensor]:
-        """Per level the codes so far [num_samples, n]."""
-        return [codes[:, :filled] for codes, filled in zip(self.codes, self.filled, strict=True)]
+        """Per level the codes so far [num_samples, n]; of stretches that are not complete [rows, n]."""
+        return [
+            self.whole(level) if self.segments[level].count > 1 and filled == plan.length else codes[:, :filled]
+            for level, (plan, codes, filled) in enumerate(zip(self.plans, self.codes, self.filled, strict=True))
+        ]
 
     def windows(self, order: str) -> list[Window]:
         """What is still to be sampled, in `order`; see windows.schedule."""
@@ -261,9 +292,10 @@ class Sampling:
         windows of all levels are under way at the same time (see overlap.py), in whatever order; the codes are the
         same."""
         windows = self.windows(order)
-        meter = _Meter(windows, self.config, self.params.num_samples, progress)
+        meter = Meter(windows, self.config, [self.rows(level) for level in range(len(self.codes))], progress)
         if overlapped:
-            yield from overlap.run(self, windows, priors, backend, meter.add)
+            for together in self._together(windows):
+                yield from overlap.run(self, together, priors, backend, meter.add)
             return
         decoders: dict[int, Decoder] = {}
         for window in windows:
@@ -275,8 +307,8 @@ class Sampling:
             prior = None
             prior = priors(level, resident=order == "time")
             if level not in decoders:
-                decoders[level] = backend.build(prior, len(self.params.batches[0]))
-            for items in self.params.batches:
+                decoders[level] = backend.build(prior, len(self.batches(level)[0]))
+            for items in self.batches(level):
                 task = self.task(window, items, prior, decoders[level])
                 decoders[level].prefill(task)
                 for first in range(window.first, window.stop, self.REPORT_EVERY):
@@ -287,8 +319,16 @@ class Sampling:
             self.filled[level] = window.stop
             yield window
 
+    def _together(self, windows: list[Window]) -> list[list[Window]]:
+        """Windows that can be under way at the same time: with several stretches those of one level, whose rows are not
+        those of the level above."""
+        if all(segments.count == 1 for segments in self.segments):
+            return [windows]
+        by_level = ([w for w in windows if w.level == level] for level in reversed(range(len(self.codes))))
+        return [found for found in by_level if found]
+
     def task(self, window: Window, items: range, prior: Prior, decoder: Decoder) -> WindowTask:
-        """What a decoder is given for some items of a window: conditions, and the prompt as far as it is there."""
+        """What a decoder is given for some rows of a window: conditions, and the prompt as far as it is there."""
         task = self._task(window, items, prior, decoder)
         if isinstance(decoder, SpeculativeDecoder) and not decoder.same_conditions:
             draft = self._task(window, items, decoder.draft.prior, decoder.draft)
@@ -297,7 +337,7 @@ class Sampling:
 
     def _task(self, window: Window, items: range, prior: Prior, decoder: Decoder) -> WindowTask:
         level, device, rows = window.level, prior.device, slice(items.start, items.stop)
-        vqvae, lyric_len = self.config.vqvae, prior.config.lyric_len
+        vqvae, lyric_len, segments = self.config.vqvae, prior.config.lyric_len, self.segments[level]
         prompt_len = lyric_len + window.first - window.start
         codes = torch.zeros(len(items), prior.config.context_len, dtype=torch.long, device="cpu")
         codes[:, lyric_len:prompt_len] = self.codes[level][rows, window.start : window.first]
@@ -305,20 +345,27 @@ class Sampling:
         if (labels := self.labels[level]) is not None:
             unit = vqvae.samples_per_code(level)
             length = prior.config.window_len * unit
-            told = prior.label_conditions(labels, vqvae.sample_rate, window.start * unit, length)
-            codes[:, :lyric_len] = torch.tensor(told.prompt, dtype=torch.long, device="cpu")
-            lyrics = told.lyrics
-            # One for each item: decoders read them side by side.
-            start_cond = told.start.repeat(len(items), 1, 1)
-            frame_cond = None if told.frames is None else told.frames.repeat(len(items), 1, 1)
-        if prior.config.conditioner:
-            ratio = prior.config.conditioner.upper_ratio
-            upper = self.codes[level + 1][rows, window.start // ratio : window.upper_needed]
+            starts = [segments.place(row)[1] for row in items]
+            told = {
+                start: prior.label_conditions(labels, vqvae.sample_rate, (start + window.start) * unit, length)
+                for start in dict.fromkeys(starts)
+            }
+            first = told[starts[0]]
+            codes[:, :lyric_len] = torch.tensor(first.prompt, dtype=torch.long, device="cpu")
+            lyrics = first.lyrics
+            # One for each row: decoders read them side by side.
+            start_cond = torch.cat([told[start].start for start in starts])
+            frames = [told[start].frames for start in starts]
+            frame_cond = None if first.frames is None else torch.cat([each for each in frames if each is not None])
+        if ratio := prior.config.conditioner and prior.config.conditioner.upper_ratio:
+            upper = segments.windows(
+                self.whole(level + 1), items, window.start, prior.config.window_len // ratio, ratio
+            )
             frame_cond = decoder.condition(upper.to(device))
         return WindowTask(
             codes=codes.to(device),
             prompt_len=prompt_len,
-            items=torch.arange(items.start, items.stop, device=device) + self.params.first_item,
+            items=torch.tensor([segments.noise_item(row, self.params.first_item) for row in items], device=device),
             seed=self.params.seed,
             level=level,
             # Of the song's codes; lyrics lie before the window's first.
@@ -333,25 +380,3 @@ class Sampling:
         """Take over the codes `first` ... `stop` - 1 that a decoder wrote."""
         found = task.codes[:, first - task.offset : stop - task.offset]
         self.codes[task.level][items.start : items.stop, first:stop] = found.cpu()
-
-
-class _Meter:
-    """Reports progress. A code's cost is taken to grow with the weights its prior reads."""
-
-    def __init__(
-        self, windows: list[Window], config: JukeboxConfig, items: int, progress: ProgressCallback | None
-    ) -> None:
-        self.progress = progress
-        # The constant stands for what a layer costs whatever its width.
-        self.cost = [prior.depth * (prior.width**2 + 2**18) for prior in config.priors]
-        self.total = sum(window.new_codes for window in windows) * items
-        self.work_left = float(sum(window.new_codes * self.cost[window.level] for window in windows) * items)
-        self.done, self.work_done, self.started = 0, 0.0, time.monotonic()
-
-    def add(self, level: int, codes: int) -> None:
-        self.done += codes
-        self.work_done += codes * self.cost[level]
-        self.work_left -= codes * self.cost[level]
-        if self.progress:
-            elapsed = time.monotonic() - self.started
-            self.progress(Progress(self.done, self.total, level, elapsed * self.work_left / self.work_done))

@@ -40,6 +40,8 @@ class LevelPlan:
     known: int = 0
     # Codes of this level per code of the level above; None at the top.
     upper_ratio: int | None = None
+    # Codes of the level above that all windows wait for; None: each for those beside it.
+    upper_whole: int | None = None
 
 
 def window_starts(length: int, window_len: int, hop: int) -> list[int]:
@@ -58,6 +60,8 @@ def level_windows(level: int, plan: LevelPlan) -> list[Window]:
         stop = min(start + plan.window_len, plan.length)
         if stop > done:
             upper = (start + plan.window_len) // plan.upper_ratio if plan.upper_ratio else 0
+            if plan.upper_whole is not None:
+                upper = plan.upper_whole
             windows.append(Window(level, start, done, stop, upper))
             done = stop
     return windows

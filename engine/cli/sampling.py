@@ -166,6 +166,7 @@ def _sample(out: str, settings: Settings, give: Callable[[Jukebox], Given] | Non
         hop_fraction=settings.hop_fraction,
         batch_size=settings.batch_size,
         level=settings.level,
+        segments=settings.segments,
         labels=given_labels(settings),
     )
     output, run = _check_output(out, settings, params.num_samples)
@@ -231,7 +232,8 @@ def _by_drafts(draft: str | None, backend: str, params: SamplingParams) -> str:
     if not draft:
         return ""
     most = next(each.drafted_items for each in BACKENDS if each.name == backend)
-    return f", drafts by {draft}" if len(params.batches[0]) <= most else f"; {draft} drafts for {most} pieces at most"
+    together = min(params.batch_size, params.num_samples * params.segments)
+    return f", drafts by {draft}" if together <= most else f"; {draft} drafts for {most} pieces at most"
 
 
 def _go_on(run: Path | None) -> str:

@@ -16,7 +16,7 @@ from ..stopping import Stopped, raise_when_stopped
 
 if TYPE_CHECKING:
     from ..jukebox import Jukebox
-    from ..sampler import Progress
+    from ..progress import Progress
 
 
 class Commands(click.Group):

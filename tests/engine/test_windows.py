@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from fastjukebox.engine import SamplingParams
 from fastjukebox.engine.config import ConditionerConfig, JukeboxConfig, PriorConfig, VQVAEConfig
-from fastjukebox.engine.sampler import _Meter
+from fastjukebox.engine.progress import Meter
 from fastjukebox.engine.windows import LevelPlan, Window, level_windows, plan_levels, schedule, window_starts
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -210,10 +210,10 @@ def test_windows_move_as_in_the_original_unless_asked_otherwise():
 @pytest.mark.parametrize(("width", "at_most"), [(32, 2.0), (2048, 1.0)])
 def test_the_time_left_follows_the_work_left(tiny_config, monkeypatch, width, at_most):
     now, reports = iter([10.0, 12.0, 14.0, 16.0]), []
-    monkeypatch.setattr("fastjukebox.engine.sampler.time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr("fastjukebox.engine.progress.time", SimpleNamespace(monotonic=lambda: next(now)))
     top = dataclasses.replace(tiny_config.priors[2], width=width)
     config = dataclasses.replace(tiny_config, priors=(*tiny_config.priors[:2], top))
-    meter = _Meter([Window(2, 0, 0, 12, 0), Window(1, 0, 0, 12, 3)], config, 2, reports.append)
+    meter = Meter([Window(2, 0, 0, 12, 0), Window(1, 0, 0, 12, 3)], config, [2, 2, 2], reports.append)
     for level, codes in ((2, 24), (1, 12), (1, 12)):
         meter.add(level, codes)
     assert [(report.done, report.total) for report in reports] == [(24, 48), (36, 48), (48, 48)]

@@ -202,17 +202,17 @@ class Sampling:
         self.plans = [self._cut(plan, level) for level, plan in enumerate(plans)]
         self.codes = []
         for level, (plan, codes) in enumerate(zip(self.plans, known, strict=True)):
-            if len(codes) != self.rows(level):
-                raise ValueError(
-                    f"level {level} codes are for {len(codes)} items, the request is for {self.rows(level)}"
-                )
+            rows = self.rows(level)
+            if len(codes) != rows and (codes.numel() or len(codes) != params.num_samples):
+                raise ValueError(f"level {level} codes are for {len(codes)} items, the request is for {rows}")
             size = config.vqvae.codebook_size
             if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
                 raise ValueError(f"level {level} codes must be 0 to {size - 1}, not {codes.min()} to {codes.max()}")
             # Threads write to it, which do not share the caller's inference mode.
             with torch.inference_mode(False):
-                room = torch.zeros(len(codes), max(plan.length, codes.shape[1]), dtype=torch.long, device="cpu")
-                room[:, : codes.shape[1]] = codes
+                room = torch.zeros(rows, max(plan.length, codes.shape[1]), dtype=torch.long, device="cpu")
+                if codes.numel():
+                    room[:, : codes.shape[1]] = codes
             self.codes.append(room)
         sampled = [k >= params.level and self.filled[k] < plan.length for k, plan in enumerate(self.plans)]
         seconds = samples / config.vqvae.sample_rate

@@ -29,15 +29,16 @@ def nothing_told(prior, start):
 
 
 @torch.no_grad()
-def reference_codes(jukebox, params, known, found, told=nothing_told):
-    """Codes of every level by whole forward passes; `found` are followed where two codes tie within rounding.
+def reference_codes(jukebox, params, known, found, told=nothing_told, items=None):
+    """Codes of every level by whole forward passes; `found` are followed where two codes tie within rounding. `items`:
+    their numbers, if not those of the request.
 
     Returns the codes, and the number of ties.
     """
     hops = params.per_level("hop_fraction", 3)
     settings = [params.per_level(name, 3) for name in ("temperature", "top_k", "top_p")]
     codes, ties = [tensor.clone() for tensor in known], 0
-    items = torch.arange(params.num_samples) + params.first_item
+    items = torch.arange(params.num_samples) + params.first_item if items is None else items
     for level in (2, 1, 0):
         prior = jukebox.prior(level)
         size, length = prior.config.window_len, found[level].shape[1]

@@ -10,7 +10,7 @@ _SETTINGS = {
     "peers": ("depth", "width", "heads", "context", "rows", "batch", "values", "dtype", "threads"),
 }
 # Their figures go with the number of threads, which their tables do not show row by row.
-_TIMED = ("decode", "table1", "roofline", "scaling", "prefill", "attention", "ops", "speculative")
+_TIMED = ("decode", "table1", "roofline", "scaling", "prefill", "attention", "ops", "speculative", "segments")
 
 
 def identity(record: Record) -> str:

@@ -40,7 +40,7 @@ SECTIONS = (
     ("speed", "Speed of the students", ("table1",)),
     ("listen", "The seven systems to listen to", ()),
     ("quality", "Quality of the systems", ("systems", "table2")),
-    ("decoders", "Decoders", ("peers", "decode", "speculative", "int8")),
+    ("decoders", "Decoders", ("peers", "decode", "speculative", "segments", "beginnings", "int8")),
     ("roofline", "Roofline", ("roofline", "what-if")),
     ("scaling", "Scaling", ("scaling",)),
     ("operations", "Prompts and single operations", ("prefill", "attention", "ops", "exchanges")),

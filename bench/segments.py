@@ -1,12 +1,10 @@
-"""Songs cut into stretches that are sampled side by side (`SamplingParams.segments`): what that gains, and what the
-beginnings of stretches cost, which do not hear what is before them.
+"""Songs cut into stretches that are sampled side by side (`SamplingParams.segments`), against songs as a whole.
 
     python bench segments [--depth 6 --width 1920 --segments 4 8 --backends native native-int8 --json FILE]
 
-Gain: a level's codes of a network of random FP16 values from an upper level's, prompts and conditions included, as
-many as make the most segments one window each. The song as a whole and cut take turns. Cost: bits of held-out songs in
-windows of a trained model (`--model`); the codes of a window's second half as the whole window's show them, and with
-nothing of the first half.
+A level's codes of a network of random FP16 values from an upper level's, prompts and conditions included, as many as
+make the most segments one window each. The song as a whole and cut take turns. What the beginnings of stretches cost is
+in beginnings.py.
 """
 
 from __future__ import annotations
@@ -17,30 +15,23 @@ if not __package__:
     run_again(__file__)
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..distill.corpus import compose, render
-from ..distill.losses import bits
+from ..engine.checkpoint import DEMO, load_config
 from ..engine.config import ConditionerConfig, JukeboxConfig, PriorConfig
 from ..engine.decoder import choose_backend
-from ..engine.jukebox import Jukebox
 from ..engine.prior import Prior
 from ..engine.sampler import Sampling, SamplingParams
 from . import agreement
 from .decode import DTYPES
 from .harness import Rows, Unavailable, add_options, quantiles, rounds_of
-from .int8 import FIRST_SEED
-from .options import decoder, positive, refuse
+from .options import decoder, positive
 from .stand_in import build
 
 LEVEL = 1
-# Codes from a beginning on, of which the bits are told apart.
-FIRST_CODES = 64
 
 
 class Song:
@@ -86,7 +77,7 @@ class Song:
         return sampling.whole(LEVEL)
 
 
-def gain(options: argparse.Namespace, base: JukeboxConfig, backend: str) -> dict[str, Any]:
+def measure(options: argparse.Namespace, base: JukeboxConfig, backend: str) -> dict[str, Any]:
     device = torch.device(options.device)
     song = Song(base, options, backend, device)
     counts = [1, *options.segments]
@@ -100,48 +91,9 @@ def gain(options: argparse.Namespace, base: JukeboxConfig, backend: str) -> dict
     return figures
 
 
-def say_gain(f: dict[str, Any]) -> str:
+def say(f: dict[str, Any]) -> str:
     gains = ", ".join(f"{n} segments {f[f'segments_{n}_speedup']['p50']:.2f}x" for n in f["segments"])
     return f"{f['codes']} codes in {f['whole_s']['p50']:.1f} s as a whole; {gains}"
-
-
-@torch.inference_mode()
-def cost(jukebox: Jukebox, songs: list[Tensor], level: int, per_song: int) -> dict[str, Any]:
-    """Bits per code of the second halves of windows, and how many more without the first."""
-    prior = jukebox.prior(level)
-    size, conditioner = prior.config.context_len, prior.config.conditioner
-    assert conditioner is not None
-    ratio, half = conditioner.upper_ratio, prior.config.context_len // 2
-    before, alone = torch.zeros(half), torch.zeros(half)
-    for audio in songs:
-        codes, upper = jukebox.vqvae.encode(audio, level), jukebox.vqvae.encode(audio, level + 1)
-
-        def lost(start: int, codes: Tensor = codes, upper: Tensor = upper) -> Tensor:
-            given = codes[:, start : start + size]
-            logits = prior(given, prior.condition(upper[:, start // ratio : (start + size) // ratio]))
-            return F.cross_entropy(logits[0], given[0], reduction="none")
-
-        for window in range(per_song):
-            start = int((window + 0.5) / per_song * (codes.shape[1] - size - half)) // ratio * ratio
-            before += lost(start)[half:]
-            alone += lost(start + half)[:half]
-    more, windows = alone - before, len(songs) * per_song
-    return {
-        "level": level,
-        "windows": windows,
-        "codes": half,
-        "bits_before": bits(float(before.mean()) / windows),
-        "bits_lost": bits(float(more.sum()) / windows),
-        "bits_lost_at_first": bits(float(more[:FIRST_CODES].sum()) / windows),
-        "first_ms": 1e3 * FIRST_CODES * jukebox.config.vqvae.samples_per_code(level) / jukebox.sample_rate,
-    }
-
-
-def say_cost(f: dict[str, Any]) -> str:
-    return (
-        f"{f['bits_before']:.3f} bits per code; a beginning costs {f['bits_lost']:.0f} bits, "
-        f"{f['bits_lost_at_first']:.0f} of them in its first {f['first_ms']:.0f} ms"
-    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -151,29 +103,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--context", type=positive, default=2048, help="codes in a window")
     parser.add_argument("--segments", type=positive, nargs="+", default=[4, 8])
     parser.add_argument("--backends", type=decoder, nargs="+", help="[default: native native-int8; on a GPU triton]")
-    parser.add_argument("--model", default="demo", help="of which beginnings are judged")
-    parser.add_argument("--songs", type=positive, default=8)
-    parser.add_argument("--windows", type=positive, default=6, help="of each song")
     add_options(parser, rounds=3)
     options = parser.parse_args(arguments)
     if options.context % 256:
         parser.error(f"--context {options.context} is not a multiple of 256")
     if options.quick:
-        options.context, options.songs, options.rounds = min(512, options.context), min(2, options.songs), 1
+        options.context, options.rounds = min(512, options.context), 1
     if min(options.segments) < 2:
         parser.error("--segments: 2 or more")
-    refuse(parser, [options.model], Jukebox.from_pretrained)
-    jukebox = Jukebox.from_pretrained(options.model, "cpu", backend="eager")
+    # Of the demo, what lies above and below the network.
+    base = load_config(DEMO)
     rows = Rows("segments", options)
     gpu = torch.device(options.device).type == "cuda"
     for backend in options.backends or (["triton"] if gpu else ["native", "native-int8"]):
         name = f"{options.depth}x{options.width} {backend}, windows of {options.context} codes"
-        rows.add(name, lambda b=backend: gain(options, jukebox.config, b), say_gain)
-    rate = jukebox.sample_rate
-    songs = [torch.from_numpy(render(compose(FIRST_SEED + song), 24.0, rate))[None] for song in range(options.songs)]
-    for level in reversed(range(len(jukebox.config.priors) - 1)):
-        name = f"{Path(options.model).name} level {level}"
-        rows.add(name, lambda level=level: cost(jukebox, songs, level, options.windows), say_cost)
+        rows.add(name, lambda b=backend: measure(options, base, b), say)
     return rows.status
 
 

@@ -133,6 +133,29 @@ def int8(records: list[Record]) -> Table:
     return table_of("int8", "What int8 weights cost", header, rows, "`python bench int8`")
 
 
+def segments(records: list[Record]) -> Table:
+    counts = sorted({int(count) for r in records for count in r["segments"]})
+    rows = []
+    for r in sorted(records, key=lambda r: (r["width"], r["depth"], r["backend"])):
+        ratios = [cell(r.get(f"segments_{count}_speedup"), unit="x") for count in counts]
+        rows.append(
+            (f"{r['depth']} x {r['width']}, {r['backend']}", f"{r['codes']:,}", cell(r["whole_s"], unit=" s"), *ratios)
+        )
+    header = ["layers x width, decoder", "codes", "as a whole", *(f"speed-up by {count} segments" for count in counts)]
+    note = "`python bench segments`: one level of a song, prompts and conditions included; windows of "
+    note += f"{', '.join(listed(records, 'context'))} codes, of which the most segments have one each"
+    return table_of("segments", "A song in segments", header, rows, note)
+
+
+def beginnings(records: list[Record]) -> Table:
+    rows = []
+    for r in sorted(records, key=lambda r: (r["row"].split()[0], -r["level"])):
+        lost = f"{r['bits_lost']:.0f}", f"{r['bits_lost_at_first']:.0f} in {r['first_ms']:.0f} ms"
+        rows.append((r["row"], f"{r['bits_before']:.3f}", *lost, f"{r['codes']:,} codes, {r['windows']} windows"))
+    header = ("network", "held-out bits per code", "bits that a beginning costs", "of them at first", "judged on")
+    return table_of("beginnings", "What the beginning of a segment costs", header, rows, "`python bench beginnings`")
+
+
 def table1_commands(records: list[Record]) -> str:
     """The commands that give such records."""
     requests = dict[tuple[Any, ...], list[Record]]()

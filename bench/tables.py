@@ -26,6 +26,8 @@ BUILD: dict[str, tuple[str, Callable[[list[Record]], Table]]] = {
     "peers": ("peers", table_rows.peers),
     "decode": ("decode-cpu", table_rows.decode),
     "speculative": ("speculative", table_rows.speculative),
+    "segments": ("segments", table_rows.segments),
+    "beginnings": ("beginnings", table_rows.beginnings),
     "int8": ("int8", table_rows.int8),
     "table1": ("table1-cpu", table_rows.table1),
     "roofline": ("roofline-cpu", table_rows.roofline),

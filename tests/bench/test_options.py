@@ -17,6 +17,7 @@ from fastjukebox.bench import (
     report,
     roofline,
     scaling,
+    segments,
     table1,
 )
 from fastjukebox.engine import threads
@@ -29,7 +30,7 @@ def _nothing_is_measured(monkeypatch):
     def rows(*_):
         raise AssertionError("rows were begun")
 
-    for module in (attention, decode, int8, ops, prefill, roofline, scaling, table1):
+    for module in (attention, decode, int8, ops, prefill, roofline, scaling, segments, table1):
         monkeypatch.setattr(module, "Rows", rows)
     monkeypatch.setattr(report, "render", rows)
 
@@ -60,6 +61,8 @@ def _nothing_is_measured(monkeypatch):
         (ops, ["--batch", "-1"], "'-1' is no whole number above zero"),
         (attention, ["--head-dim", "0"], "'0' is no whole number above zero"),
         (int8, ["--model", "/nowhere"], "/nowhere/config.json does not exist"),
+        (segments, ["--segments", "4", "1"], "--segments: 2 or more"),
+        (segments, ["--context", "100"], "--context 100 is not a multiple of 256"),
         (int8, ["--songs", "0"], "'0' is no whole number above zero"),
     ],
 )

@@ -7,8 +7,8 @@ import pytest
 from fastjukebox.bench.tables import NOT_YET, Table, markdown, tables
 from fastjukebox.distill.systems import SYSTEMS
 
-NAMES = ["peers", "decode", "speculative", "int8", "table1", "roofline", "what-if", "scaling", "systems", "table2"]
-NAMES += ["prefill", "attention", "ops", "exchanges"]
+NAMES = ["peers", "decode", "speculative", "segments", "beginnings", "int8", "table1", "roofline", "what-if", "scaling"]
+NAMES += ["systems", "table2", "prefill", "attention", "ops", "exchanges"]
 HERE = {"device": "A CPU", "cores": 2, "threads": 2, "torch": "2.0", "commit": "abc"}
 
 

@@ -2,8 +2,8 @@
 
     python bench beginnings [--model demo --songs 8 --json FILE]
 
-Bits per code of songs that no stack was trained on, as in int8.py: the codes of the second half of windows, as the whole
-window's network shows them, and with nothing of the first half. Levels below the top, whose conditions are the same.
+Bits per code of songs that no stack was trained on, as in int8.py: those of the codes in the second half of windows,
+and those of the same codes without what is in the first half. The condition, what the level above says of them, stays.
 """
 
 from __future__ import annotations

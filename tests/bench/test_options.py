@@ -116,7 +116,7 @@ def test_amounts():
 def test_an_unknown_script_is_told_which_there_are(words):
     done = subprocess.run([sys.executable, "bench", *words], cwd=harness.ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1
-    assert "scripts: attention, compare, decode, gpu, int8, ops, peers, " in done.stderr
+    assert "scripts: attention, beginnings, compare, decode, gpu, int8, ops, peers, " in done.stderr
     assert "harness" not in done.stderr
 
 

@@ -56,7 +56,7 @@ def test_one_number_of_threads_per_table(tmp_path):
 def test_times_go_with_the_threads_unless_rows_say_them():
     benches = {file.removesuffix("-cpu") for file, _ in BUILD.values()}
     others = {bench for bench in benches if threads({"bench": bench, "threads": 2}) is None}
-    assert others == {"peers", "int8", "systems", "table2", "exchanges"}
+    assert others == {"peers", "beginnings", "int8", "systems", "table2", "exchanges"}
 
 
 def test_what_was_estimated_depends_on_no_threads_and_on_no_tests(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import numbers
 import operator
@@ -24,6 +25,7 @@ from .segments import Segments
 from .speculative_decoder import SpeculativeDecoder
 from .windows import LevelPlan, Window, plan_levels, schedule
 
+logger = logging.getLogger("fastjukebox")
 # A 16-bit wav of 44.1 kHz holds 13.5 hours.
 MAX_SECONDS = 12 * 3600
 CodesLike: TypeAlias = Tensor | np.ndarray | Sequence[int] | Sequence[Sequence[int]]
@@ -239,6 +241,12 @@ class Sampling:
             raise ValueError(
                 f"level {level} codes are given, and what goes on from them cannot be cut into {found.count} segments: "
                 "leave the segments out"
+            )
+        if found.count < params.segments:
+            seconds = plan.window_len * vqvae.samples_per_code(level) / vqvae.sample_rate
+            logger.warning(
+                "level %d is cut into %d, not %d segments: each is a window of %.3g s or more, of whole top codes",
+                *(level, found.count, params.segments, seconds),
             )
         return found
 

@@ -161,10 +161,14 @@ def test_levels_given_whole_are_kept_and_those_below_cut(jukebox, whole):
     assert_same(jukebox.upsample([None, None, whole.codes[2]], params), whole)
 
 
-def test_a_song_shorter_than_two_windows_is_one_piece(jukebox):
+def test_a_song_shorter_than_two_windows_is_one_piece(jukebox, caplog):
     # 11 top codes: 44 of level 1, where a window has 32, and 176 of level 0, where it has 48.
     params = SamplingParams(seconds=11 * 128 / RATE, hop_fraction=1.0)
     cut, one = (jukebox.sample(dataclasses.replace(params, segments=n)) for n in (8, 1))
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        f"level {level} is cut into {count}, not 8 segments" for level, count in ((0, 3), (1, 1))
+    ]
+    assert "a window of 0.0232 s or more" in caplog.text
     assert torch.equal(cut.codes[1], one.codes[1])
     # There are three, the first one as in the whole.
     assert torch.equal(cut.codes[0][:, :48], one.codes[0][:, :48])
@@ -218,10 +222,10 @@ def test_a_request_that_was_stopped_goes_on(tiny_model, whole, tmp_path, threads
 
 def test_on_the_command_line(ok, fails, jukebox):
     song = ("--seconds", PARAMS.seconds, "--seed", 5, "--hop-fraction", "0.75,0.75,0.5")
-    ok("sample", "a.wav", *song, "--segments", 4, "--backend", "eager")
-    assert Run.open(Path("a.run")).request.params.segments == 4
+    ok("sample", "a.wav", *song, "--segments", 3, "--backend", "eager")
+    assert Run.open(Path("a.run")).request.params.segments == 3
     codes = Run.open(Path("a.run")).load()
-    expected = jukebox.sample(dataclasses.replace(PARAMS, num_samples=1, first_item=0))
+    expected = jukebox.sample(dataclasses.replace(PARAMS, num_samples=1, first_item=0, segments=3))
     assert all(torch.equal(*pair) for pair in zip(codes, expected.codes, strict=True))
     assert "segments must be a whole number from 1" in fails("sample", "b.wav", *song, "--segments", 0)
     assert "leave the segments out" in fails("continue", "a.run", "c.wav", "--seconds", 0.1, "--segments", 4)

@@ -1,9 +1,9 @@
-"""What the beginning of a stretch costs, which does not hear the codes before it (`SamplingParams.segments`).
+"""What the beginning of a segment costs, which does not hear the codes before it (`SamplingParams.segments`).
 
     python bench beginnings [--model demo --songs 8 --json FILE]
 
-Bits per code of songs that no stack was trained on, as in int8.py: those of the codes in the second half of windows,
-and those of the same codes without what is in the first half. The condition, what the level above says of them, stays.
+Bits per code of held-out songs (held_out.py): those of the codes in the second half of windows, and those of the same
+codes without what is in the first half. The condition, what the level above says of them, stays.
 """
 
 from __future__ import annotations
@@ -13,20 +13,15 @@ if not __package__:
 
     run_again(__file__)
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..distill.corpus import compose, render
 from ..distill.losses import bits
 from ..engine.jukebox import Jukebox
-from .harness import Rows, add_options
-from .int8 import FIRST_SEED
-from .options import positive, refuse
+from . import held_out
 
 # Codes from a beginning on, of which the bits are told apart.
 FIRST_CODES = 64
@@ -72,28 +67,7 @@ def say(f: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo", help="a checkpoint folder, or demo")
-    parser.add_argument("--songs", type=positive, default=8)
-    parser.add_argument("--windows", type=positive, default=6, help="of each song")
-    add_options(parser, rounds=None)
-    parser.set_defaults(device="cpu")
-    options = parser.parse_args(arguments)
-    if options.quick:
-        options.songs, options.windows = min(2, options.songs), min(2, options.windows)
-    if options.device != "cpu":
-        parser.error("the network runs on the CPU")
-    refuse(parser, [options.model], Jukebox.from_pretrained)
-    jukebox = Jukebox.from_pretrained(options.model, "cpu", backend="eager")
-    rows, rate = Rows("beginnings", options), jukebox.sample_rate
-    songs = [torch.from_numpy(render(compose(FIRST_SEED + song), 24.0, rate))[None] for song in range(options.songs)]
-    for level in reversed(range(len(jukebox.config.priors) - 1)):
-        rows.add(
-            f"{Path(options.model).name} level {level}",
-            lambda level=level: measure(jukebox, songs, level, options.windows),
-            say,
-        )
-    return rows.status
+    return held_out.judge("beginnings", __doc__, measure, say, windows=6, with_top=False, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,7 @@
 
     python bench int8 [--model demo --songs 8 --json FILE]
 
-Windows of songs that no stack was trained on (other seeds of distill/corpus.py) are encoded by the model's own VQ-VAE.
-Both networks run in PyTorch on the CPU. The int8 network is the FP32 one with every projection and the head rounded as
+Measured on held-out songs (held_out.py). The int8 network is the FP32 one with every projection and the head rounded as
 the int8 decoders store them, and the inputs of their products, keys and values as the native one rounds them.
 """
 
@@ -14,27 +13,20 @@ if not __package__:
 
     run_again(__file__)
 
-import argparse
 import copy
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..distill.corpus import compose, render
 from ..distill.losses import bits
 from ..engine.jukebox import Jukebox
 from ..engine.prior import Prior
 from ..engine.transformer import TransformerLayer
 from ..kernels.packing import quantize_int8, round_inputs
-from .harness import Rows, add_options
-from .options import positive, refuse
-
-# Songs of the demo's training have seeds below 100000.
-FIRST_SEED = 5_000_000
+from . import held_out
 
 
 def rounded(weight: Tensor) -> Tensor:
@@ -117,30 +109,7 @@ def say(f: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo", help="a checkpoint folder, or demo")
-    parser.add_argument("--songs", type=positive, default=8)
-    parser.add_argument("--windows", type=positive, default=4, help="of each song")
-    add_options(parser, rounds=None)
-    parser.set_defaults(device="cpu")
-    options = parser.parse_args(arguments)
-    if options.quick:
-        options.songs, options.windows = min(2, options.songs), 1
-    if options.device != "cpu":
-        parser.error("the comparison runs on the CPU")
-    refuse(parser, [options.model], Jukebox.from_pretrained)
-    # Whose priors are FP32 throughout.
-    jukebox = Jukebox.from_pretrained(options.model, "cpu", backend="eager")
-    rows = Rows("int8", options)
-    rate = jukebox.config.vqvae.sample_rate
-    songs = [torch.from_numpy(render(compose(FIRST_SEED + song), 24.0, rate))[None] for song in range(options.songs)]
-    for level in reversed(range(jukebox.config.vqvae.levels)):
-        rows.add(
-            f"{Path(options.model).name} level {level}",
-            lambda level=level: measure(jukebox, songs, level, options.windows),
-            say,
-        )
-    return rows.status
+    return held_out.judge("int8", __doc__, measure, say, windows=4, with_top=True, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Songs cut into stretches that are sampled side by side (`SamplingParams.segments`), against songs as a whole.
+"""Songs cut into segments that are sampled side by side (`SamplingParams.segments`), against songs as a whole.
 
     python bench segments [--depth 6 --width 1920 --segments 4 8 --backends native native-int8 --json FILE]
 
 A level's codes of a network of random FP16 values from an upper level's, prompts and conditions included, as many as
-make the most segments one window each. The song as a whole and cut take turns. What the beginnings of stretches cost is
+make the most segments one window each. The song as a whole and cut take turns. What the beginnings of segments cost is
 in beginnings.py.
 """
 

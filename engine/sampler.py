@@ -59,9 +59,9 @@ class SamplingParams:
     num_samples, first_item: items `first_item` ... `first_item + num_samples - 1` of this seed.
     temperature: at least 1e-6. top_k: 0 keeps all codes, 1 the likeliest alone. top_p: in (0, 1], 1 keeps all.
     hop_fraction: how far windows move, as a part of the window; None: the original's 0.125 at the top, 0.5 below.
-    batch_size: items, or stretches of them, decoded together at most.
-    segments: into how many stretches levels below the top are cut at most, of a window or more each, which are sampled
-        side by side (segments.py). Sooner where networks are wide; but a stretch does not hear the one before it, so
+    batch_size: items, or segments of them, decoded together at most.
+    segments: into how many segments levels below the top are cut at most, of a window or more each, which are sampled
+        side by side (segments.py). Sooner where networks are wide; but a segment does not hear the one before it, so
         the codes are others than with 1.
     level: the level that is decoded to audio; levels below it are not sampled. 1 or 2 make a quick preview.
     labels: artist, genre and lyrics, for models that know them; None: an unknown artist and genre, no lyrics.
@@ -168,7 +168,7 @@ class PriorSource(Protocol):
 class Sampling:
     """One request under way: its plan, its codes so far, and the windows still to do.
 
-    codes: per level [rows, length] int64 on the host; `filled[level]` of them are there. Rows are items, or stretches
+    codes: per level [rows, length] int64 on the host; `filled[level]` of them are there. Rows are items, or segments
         of items where `segments[level]` are several.
     """
 
@@ -257,6 +257,7 @@ class Sampling:
         return replace(plan, length=own.length, upper_whole=upper.length if own.count + upper.count > 2 else None)
 
     def rows(self, level: int) -> int:
+        """Items, or segments of all items."""
         return self.params.num_samples * self.segments[level].count
 
     def batches(self, level: int, size: int | None = None) -> list[range]:
@@ -265,7 +266,7 @@ class Sampling:
         return [range(first, min(first + size, rows)) for first in range(0, rows, size)]
 
     def whole(self, level: int) -> Tensor:
-        """Codes [num_samples, n] of all the level; of stretches only where all of it is there."""
+        """Codes [num_samples, n] of all the level; of segments only where all of it is there."""
         return self.segments[level].join(self.codes[level])
 
     def ready(self, level: int) -> int:
@@ -275,7 +276,7 @@ class Sampling:
 
     @property
     def known(self) -> list[Tensor]:
-        """Per level the codes so far [num_samples, n]; of stretches that are not complete [rows, n]."""
+        """Per level the codes so far [num_samples, n]; of segments that are not complete [rows, n]."""
         return [
             self.whole(level) if self.segments[level].count > 1 and filled == plan.length else codes[:, :filled]
             for level, (plan, codes, filled) in enumerate(zip(self.plans, self.codes, self.filled, strict=True))
@@ -328,7 +329,7 @@ class Sampling:
             yield window
 
     def _together(self, windows: list[Window]) -> list[list[Window]]:
-        """Windows that can be under way at the same time: with several stretches those of one level, whose rows are not
+        """Windows that can be under way at the same time: with several segments those of one level, whose rows are not
         those of the level above."""
         if all(segments.count == 1 for segments in self.segments):
             return [windows]

@@ -16,13 +16,14 @@ from .config import JukeboxConfig
 
 @dataclass(frozen=True)
 class Window:
-    """Codes `first` ... `stop` - 1 of `level` are sampled; `start` ... `first` - 1 are its prompt."""
+    """Codes `first` ... `stop` - 1 of `level` are sampled; `start` ... `first` - 1 are its prompt. Counted from the
+    start of the song, or of each segment (segments.py)."""
 
     level: int
     start: int
     first: int
     stop: int
-    # Codes of the level above that must exist, counted from the start of the song; 0 at the top.
+    # Codes of the level above that must exist, counted likewise; 0 at the top.
     upper_needed: int
 
     @property
@@ -32,7 +33,8 @@ class Window:
 
 @dataclass(frozen=True)
 class LevelPlan:
-    """Sizes of one level, in its own codes: the whole length, the window, the hop, what is there already."""
+    """Sizes of one level, in its own codes: the whole length, or that of a segment, the window, the hop, what is there
+    already."""
 
     length: int
     window_len: int

@@ -77,8 +77,8 @@ SAMPLING_OPTIONS = (
         type=int,
         default=1,
         show_default=True,
-        help="Cut each piece into so many stretches below the top, sampled side by side: several times as fast where "
-        "networks are wide, but one stretch does not hear the other.",
+        help="Cut each piece into so many below the top, which are sampled side by side: several times as fast where "
+        "networks are wide, but one does not hear the other.",
     ),
     click.option(
         "--order", type=click.Choice(("level", "time")), default="level", help="By time needs all levels in memory."

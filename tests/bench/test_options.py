@@ -9,6 +9,7 @@ from fastjukebox.bench import (
     attention,
     decode,
     harness,
+    held_out,
     int8,
     ops,
     options,
@@ -30,7 +31,7 @@ def _nothing_is_measured(monkeypatch):
     def rows(*_):
         raise AssertionError("rows were begun")
 
-    for module in (attention, decode, int8, ops, prefill, roofline, scaling, segments, table1):
+    for module in (attention, decode, held_out, ops, prefill, roofline, scaling, segments, table1):
         monkeypatch.setattr(module, "Rows", rows)
     monkeypatch.setattr(report, "render", rows)
 

@@ -42,7 +42,7 @@ def test_what_beginnings_cost_the_demo(tmp_path, capsys):
     assert [row[0] for row in tables.tables(tmp_path)["beginnings"].rows] == ["demo level 1", "demo level 0"]
 
 
-def test_a_song_is_sampled_as_it_is_without_stretches_and_each_once():
+def test_a_song_is_sampled_as_a_whole_or_each_segment_from_its_beginning():
     options = Namespace(width=64, depth=2, context=256, segments=[2, 3])
     base = load_config(DEMO)
     song = segments.Song(base, options, "eager", torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Songs cut into stretches that are sampled side by side: each is a song of its own below the top level."""
+"""Songs cut into segments that are sampled side by side: each is a song of its own below the top level."""
 
 import dataclasses
 from pathlib import Path
@@ -18,7 +18,7 @@ from reference_sampler import nothing_told, reference_codes
 from resumed import assert_same, stopped_and_resumed
 
 RATE = 44100
-# Of 27 top codes: three stretches of 9 at level 1, four of 7 at level 0, of which the last one is moved back by one.
+# Of 27 top codes: three segments of 9 at level 1, four of 7 at level 0, of which the last one is moved back by one.
 PARAMS = SamplingParams(
     seconds=27 * 128 / RATE, seed=5, num_samples=2, first_item=1, hop_fraction=(0.75, 0.75, 0.5), segments=4
 )
@@ -39,7 +39,7 @@ def whole(jukebox):
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 90), st.sampled_from([1, 4, 16]), st.integers(1, 3))
-def test_stretches_cover_a_song_and_are_as_long_as_a_window(units, most, window_len, unit, items):
+def test_segments_cover_a_song_and_are_as_long_as_a_window(units, most, window_len, unit, items):
     total = units * unit
     found = Segments.of(total, most, window_len, unit)
     assert 1 <= found.count <= most
@@ -59,14 +59,14 @@ def test_stretches_cover_a_song_and_are_as_long_as_a_window(units, most, window_
     assert [found.noise_item(item * found.count, 2**31) for item in range(items)] == [2**31 + i for i in range(items)]
 
 
-def test_what_two_stretches_have_is_the_first_ones():
+def test_what_two_segments_have_is_the_first_ones():
     cut = Segments((0, 4, 6), 4, 10)
     rows = torch.arange(3)[:, None].expand(3, 4)
     assert cut.join(rows).tolist() == [[0] * 4 + [1] * 4 + [2] * 2]
 
 
 def assert_drawn_as_songs_of_their_own(jukebox, params, result, rows, window=nothing_told):
-    """rows: per level those of all stretches, item by item."""
+    """rows: per level those of all segments, item by item."""
     ties, nothing = 0, torch.zeros(1, 0, dtype=torch.long)
     for level, starts in STARTS.items():
         length = LENGTHS[level]
@@ -106,12 +106,12 @@ def test_every_code_is_the_one_that_a_sampler_without_cache_draws(jukebox, rows)
     assert {level: tuple(found.shape) for level, found in rows.items()} == {1: (6, 36), 0: (8, 112)}
     assert_drawn_as_songs_of_their_own(jukebox, PARAMS, result, rows)
     for level in (0, 1):
-        # No stretch has another one's noise.
+        # No segment has another one's noise.
         assert len({tuple(row[:30].tolist()) for row in rows[level]}) == len(rows[level])
 
 
 @pytest.mark.parametrize("kind", ["labels", "before"])
-def test_stretches_are_told_where_in_the_song_they_are(kind, tiny_config, tmp_path, rows):
+def test_segments_are_told_where_in_the_song_they_are(kind, tiny_config, tmp_path, rows):
     jukebox = Jukebox.from_pretrained(write_model(tmp_path / kind, kind, tiny_config), backend="eager")
     labels = dataclasses.replace(LABELS, lyrics="")
     params = dataclasses.replace(TOLD_PARAMS, first_item=1, segments=4, labels=labels)
@@ -181,7 +181,7 @@ def test_what_goes_on_from_codes_is_not_cut(jukebox, whole):
         ValueError, match=r"level 0 codes are given.* cannot be cut into 4 segments: leave the segments out"
     ):
         jukebox.sample(PARAMS, known)
-    # Stretches of a run that has begun are no items.
+    # Segments of a run that has begun are no items.
     with pytest.raises(ValueError, match="level 1 codes are given"):
         jukebox.sample(PARAMS, [None, torch.zeros(6, 8, dtype=torch.long), None])
 
@@ -192,7 +192,7 @@ def test_killed_after_any_number_of_windows_and_resumed_equals_undisturbed(jukeb
     monkeypatch.setattr(runs, "SAVES_APART", 0)
     assert_same(jukebox.sample(PARAMS, run_dir=tmp_path / "run"), whole)
     monkeypatch.undo()
-    # Two windows at the top, two of each stretch at level 1, three at level 0.
+    # Two windows at the top, two of each segment at level 1, three at level 0.
     assert len(saved) == 2 + 2 + 3
     assert [tuple(codes.shape) for codes in saved[4]] == [(8, 48), (2, 108), (2, 27)]
     for codes in [[codes[:, :0] for codes in saved[0]], *saved]:

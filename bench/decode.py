@@ -34,6 +34,8 @@ from .step_bytes import bytes_by_part
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CPU_SIZES = ("18x128", "72x128", "18x1920", "72x1920")
 GPU_SIZES = ("upsampler-0-18", "upsampler-0-72", "upsampler-0-24", "top-18")
+# So that deep random networks, too, draw more than a few codes.
+TEMPERATURE = 2.0
 
 
 class Case(NamedTuple):
@@ -112,7 +114,7 @@ def prepare(
     if config.lyrics and config.lyrics.encoder:
         lyrics = torch.randn(1, config.lyrics.length, config.width, device=device, dtype=dtype)
     conditions = frame_cond, start_cond, lyrics
-    task = WindowTask(codes, shape[1] // 2, items, 1, config.level, 0, LevelSampling(), *conditions)
+    task = WindowTask(codes, shape[1] // 2, items, 1, config.level, 0, LevelSampling(TEMPERATURE), *conditions)
     decoder.prefill(task)
     return decoder, task
 

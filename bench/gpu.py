@@ -38,7 +38,18 @@ from .options import amount, appendable
 # machine has, and not every script needs all.
 SAY = {
     name: (name, "say")
-    for name in ("decode", "prefill", "attention", "ops", "roofline", "peers", "table1", "scaling", "speculative")
+    for name in (
+        "decode",
+        "prefill",
+        "attention",
+        "ops",
+        "roofline",
+        "peers",
+        "table1",
+        "scaling",
+        "segments",
+        "speculative",
+    )
 }
 SAY["exchanges"] = "roofline", "say_exchange"
 # What a stage may take beyond its share, to finish the row it is in.
@@ -61,6 +72,7 @@ def stages() -> list[Stage]:
     parts = ("exchanges", "steps")
     peers = ("peers", "--depth", "18", "--width", "1920", "--rounds", "5")
     drafts = ("speculative", "--device", "cuda", "--width", "1920", "--rounds", "5")
+    segments = ("segments", "--device", "cuda", "--depth", "18", "--context", "1024", "--rounds", "2")
     files = sorted(p for p in (harness.ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text())
     tests = tuple(str(path.relative_to(harness.ROOT)) for path in files)
     return [
@@ -77,6 +89,8 @@ def stages() -> list[Stage]:
         Stage("attention bf16", 10, ("attention", "--dtype", "bf16")),
         Stage("roofline", 3, ("roofline", *upsampler, "--batch", "1", "--dtype", "fp16", *triton, "--parts", *parts)),
         Stage("drafts", 8, (*drafts, "--batch", "1", "4", "--codes", "1024")),
+        # Whether 18 layers make codes as fast as they sound, 7,235 a second.
+        Stage("segments", 5, (*segments, "--segments", "8", "--windows", "2.5", "--hops", "0.5")),
         Stage("other sizes", 4, ("decode", "--sizes", "upsampler-0-18", "top-18", "upsampler-0-24", "--batch", "1")),
         Stage("operations", 3, ("ops", "--stored", "fp16", "--implementations", "triton", "reference")),
         Stage("attention fp16", 4, ("attention", "--dtype", "fp16")),

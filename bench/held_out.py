@@ -33,10 +33,9 @@ def judge(
     measure: Measure,
     say: Callable[[dict[str, Any]], str],
     windows: int,
-    with_top: bool,
     arguments: list[str] | None,
 ) -> int:
-    """A script: a row for each level, the top first or, if it is not measured, the one below. windows: by default."""
+    """A script: a row for each level, the top first. windows: by default."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo", help="a checkpoint folder, or demo")
     parser.add_argument("--songs", type=positive, default=8)
@@ -53,7 +52,7 @@ def judge(
     jukebox = Jukebox.from_pretrained(options.model, "cpu", backend="eager")
     rows, rate = Rows(bench, options), jukebox.sample_rate
     songs = [torch.from_numpy(render(compose(FIRST_SEED + n), SECONDS, rate))[None] for n in range(options.songs)]
-    for level in reversed(range(jukebox.config.vqvae.levels - (not with_top))):
+    for level in reversed(range(jukebox.config.vqvae.levels)):
         name = f"{Path(options.model).name} level {level}"
         rows.add(name, lambda level=level: measure(jukebox, songs, level, options.windows), say)
     return rows.status

@@ -109,7 +109,7 @@ def say(f: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return held_out.judge("int8", __doc__, measure, say, windows=4, with_top=True, arguments=arguments)
+    return held_out.judge("int8", __doc__, measure, say, windows=4, arguments=arguments)
 
 
 if __name__ == "__main__":

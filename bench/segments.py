@@ -1,10 +1,11 @@
-"""Songs cut into segments that are sampled side by side (`SamplingParams.segments`), against songs as a whole.
+"""Songs cut into segments that are sampled side by side (`SamplingParams.segments`), and windows that move farther
+(`SamplingParams.hop_fraction`), against songs as a whole whose windows move by half of themselves.
 
-    python bench segments [--depth 6 --width 1920 --segments 4 8 --backends native native-int8 --json FILE]
+    python bench segments [--depth 6 --width 1920 --segments 8 --hops 0.5 0.875 --backends native --json FILE]
 
-A level's codes of a network of random FP16 values from an upper level's, prompts and conditions included, as many as
-make the most segments one window each. The song as a whole and cut take turns. What the beginnings of segments cost is
-in beginnings.py.
+A level's codes of a network of random FP16 values from an upper level's, prompts and conditions included. The song has
+so many codes that the most segments have `--windows` windows' worth each. All ways take turns. What the beginnings of
+windows and segments cost is in beginnings.py.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ if not __package__:
     run_again(__file__)
 
 import argparse
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,7 +31,7 @@ from ..engine.sampler import Sampling, SamplingParams
 from . import agreement
 from .decode import DTYPES
 from .harness import Rows, Unavailable, add_options, quantiles, rounds_of
-from .options import decoder, positive
+from .options import amount, decoder, positive
 from .stand_in import build
 
 LEVEL = 1
@@ -61,14 +64,13 @@ class Song:
         self.prior = build(Prior, wide, device, dtype)
         for parameter in self.prior.parameters():
             parameter.copy_(parameter.to(DTYPES["fp16"]))
-        self.codes = options.context * max(options.segments)
+        self.codes = round(options.context * options.windows) * max(options.segments)
         self.samples = self.codes * base.vqvae.samples_per_code(LEVEL)
         self.upper = torch.randint(size, (1, self.codes // 4), generator=torch.Generator().manual_seed(1))
 
-    def sample(self, segments: int) -> Tensor:
-        params = SamplingParams(
-            self.samples / self.config.vqvae.sample_rate, level=LEVEL, segments=segments, batch_size=segments
-        )
+    def sample(self, segments: int, hop: float) -> Tensor:
+        seconds = self.samples / self.config.vqvae.sample_rate
+        params = SamplingParams(seconds, hop_fraction=hop, level=LEVEL, segments=segments, batch_size=segments)
         nothing = torch.zeros(1, 0, dtype=torch.long)
         sampling = Sampling(self.config, params, self.samples, [nothing, nothing, self.upper])
         for _ in sampling.run(lambda level, resident: self.prior, self.backend):
@@ -80,37 +82,55 @@ class Song:
 def measure(options: argparse.Namespace, base: JukeboxConfig, backend: str) -> dict[str, Any]:
     device = torch.device(options.device)
     song = Song(base, options, backend, device)
-    counts = [1, *options.segments]
-    found = rounds_of({str(n): lambda n=n: song.sample(n) for n in counts}, device, options.rounds, warm=True)
+    ways = list(itertools.product((1, *options.segments), options.hops))
+    runs: dict[str, Callable[[], object]] = {key(*way): lambda way=way: song.sample(*way) for way in ways}
+    # Kernels are compiled in a first round.
+    found = rounds_of(runs, device, options.rounds, warm=device.type == "cpu")
     figures: dict[str, Any] = {"depth": options.depth, "width": options.width, "context": options.context}
-    figures |= {"backend": backend, "codes": song.codes, "rounds": options.rounds, "segments": options.segments}
-    figures["whole_s"] = quantiles(found["1"])
-    for count in options.segments:
-        pairs = zip(found["1"], found[str(count)], strict=True)
-        figures[f"segments_{count}_speedup"] = quantiles([slow / fast for slow, fast in pairs])
+    figures |= {"backend": backend, "codes": song.codes, "rounds": options.rounds, "ways": ways}
+    whole = found[key(*ways[0])]
+    figures["whole_s"] = quantiles(whole)
+    figures["codes_per_s"] = quantiles([song.codes / min(times) for times in zip(*found.values(), strict=True)])
+    for way in ways[1:]:
+        pairs = zip(whole, found[key(*way)], strict=True)
+        figures[f"{key(*way)}_speedup"] = quantiles([slow / fast for slow, fast in pairs])
     return figures
 
 
+def key(segments: int, hop: float) -> str:
+    """A way to sample in the names of a record's fields."""
+    return f"segments_{segments}_hop_{hop:g}"
+
+
 def say(f: dict[str, Any]) -> str:
-    gains = ", ".join(f"{n} segments {f[f'segments_{n}_speedup']['p50']:.2f}x" for n in f["segments"])
-    return f"{f['codes']} codes in {f['whole_s']['p50']:.1f} s as a whole; {gains}"
+    gains = (f"{n} segments, by {hop:g}: {f[f'{key(n, hop)}_speedup']['p50']:.2f}x" for n, hop in f["ways"][1:])
+    return (
+        f"{f['codes']} codes in {f['whole_s']['p50']:.1f} s as a whole; {', '.join(gains)}; "
+        f"{f['codes_per_s']['p50']:.0f} codes/s"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depth", type=positive, default=6, help="layers")
     parser.add_argument("--width", type=positive, default=1920)
-    parser.add_argument("--context", type=positive, default=2048, help="codes in a window")
-    parser.add_argument("--segments", type=positive, nargs="+", default=[4, 8])
+    parser.add_argument("--context", type=positive, default=256, help="codes in a window")
+    parser.add_argument("--segments", type=positive, nargs="+", default=[8])
+    parser.add_argument("--windows", type=amount, default=4.5, help="codes of each of the most segments, in windows")
+    parser.add_argument(
+        "--hops", type=amount, nargs="+", default=[0.5, 0.875], help="how far windows move; by the first as a whole"
+    )
     parser.add_argument("--backends", type=decoder, nargs="+", help="[default: native native-int8; on a GPU triton]")
     add_options(parser, rounds=3)
     options = parser.parse_args(arguments)
     if options.context % 256:
         parser.error(f"--context {options.context} is not a multiple of 256")
     if options.quick:
-        options.context, options.rounds = min(512, options.context), 1
+        options.context, options.rounds = 256, 1
     if min(options.segments) < 2:
         parser.error("--segments: 2 or more")
+    if max(options.hops) > 1:
+        parser.error("--hops: at most 1")
     # Of the demo, what lies above and below the network.
     base = load_config(DEMO)
     rows = Rows("segments", options)

@@ -9,8 +9,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from .beginnings import PARTS as EIGHTHS
+from .beginnings import bits_per_code
 from .cells import NONE, Record, Table, cell, listed, middle, table_of
 from .peers import commands
+from .segments import key as way_of
 from .step_bytes import PARTS
 
 _PEERS = {
@@ -134,26 +137,31 @@ def int8(records: list[Record]) -> Table:
 
 
 def segments(records: list[Record]) -> Table:
-    counts = sorted({int(count) for r in records for count in r["segments"]})
+    ways = list(dict.fromkeys(tuple(way) for r in records for way in r["ways"][1:]))
     rows = []
     for r in sorted(records, key=lambda r: (r["width"], r["depth"], r["backend"])):
-        ratios = [cell(r.get(f"segments_{count}_speedup"), unit="x") for count in counts]
+        ratios = [cell(r.get(f"{way_of(*way)}_speedup"), unit="x") for way in ways]
         rows.append(
             (f"{r['depth']} x {r['width']}, {r['backend']}", f"{r['codes']:,}", cell(r["whole_s"], unit=" s"), *ratios)
         )
-    header = ["layers x width, decoder", "codes", "as a whole", *(f"speed-up by {count} segments" for count in counts)]
+    header = ["layers x width, decoder", "codes", "as a whole"]
+    header += [f"{f'{n} segments' if n > 1 else 'as a whole'}, windows move by {hop:g}" for n, hop in ways]
     note = "`python bench segments`: one level of a song, prompts and conditions included; windows of "
-    note += f"{', '.join(listed(records, 'context'))} codes, of which the most segments have one each"
+    note += f"{', '.join(listed(records, 'context'))} codes, which as a whole move by "
+    note += f"{', '.join(f'{hop:g}' for hop in sorted({r['ways'][0][1] for r in records}))} of themselves"
     return table_of("segments", "A song in segments", header, rows, note)
 
 
 def beginnings(records: list[Record]) -> Table:
+    moved = (1, 4, 6, 7, 8)
     rows = []
     for r in sorted(records, key=lambda r: (r["row"].split()[0], -r["level"])):
         lost = f"{r['bits_lost']:.0f}", f"{r['bits_lost_at_first']:.0f} in {r['first_ms']:.0f} ms"
-        rows.append((r["row"], f"{r['bits_before']:.3f}", *lost, f"{r['codes']:,} codes, {r['windows']} windows"))
-    header = ("network", "held-out bits per code", "bits that a beginning costs", "of them at first", "judged on")
-    return table_of("beginnings", "What the beginning of a segment costs", header, rows, "`python bench beginnings`")
+        rows.append((r["row"], *(f"{bits_per_code(r, eighths):.3f}" for eighths in moved), *lost, f"{r['codes']:,}"))
+    header = ["network", *(f"windows move by {eighths / EIGHTHS:g}" for eighths in moved)]
+    header += ["bits that a beginning costs", "of them at first", "codes"]
+    note = "`python bench beginnings`: held-out bits per code where windows move by such a part of themselves"
+    return table_of("beginnings", "What the beginnings of windows and segments cost", header, rows, note)
 
 
 def table1_commands(records: list[Record]) -> str:

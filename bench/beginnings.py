@@ -29,8 +29,10 @@ from .harness import Unavailable
 
 # Codes from a beginning on, of which the bits are told apart.
 FIRST_CODES = 64
-# Of a window: it begins so many times in each stretch of its length.
+# Of a window: one begins with each.
 PARTS = 8
+# By how many of those parts windows move, of what is shown.
+MOVES = (1, 4, 6, 7, 8)
 
 
 @torch.inference_mode()
@@ -82,7 +84,7 @@ def bits_per_code(figures: dict[str, Any], eighths: int) -> float:
 
 
 def say(f: dict[str, Any]) -> str:
-    moved = ", ".join(f"{bits_per_code(f, eighths):.3f} by {eighths}/8" for eighths in (1, 4, 6, 7, 8))
+    moved = ", ".join(f"{bits_per_code(f, eighths):.3f} by {eighths}/8" for eighths in MOVES)
     return (
         f"bits per code where windows move {moved}; a beginning costs {f['bits_lost']:.0f} bits, "
         f"{f['bits_lost_at_first']:.0f} of them in its first {f['first_ms']:.0f} ms"

@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .beginnings import PARTS as EIGHTHS
-from .beginnings import bits_per_code
+from .beginnings import MOVES, bits_per_code
 from .cells import NONE, Record, Table, cell, listed, middle, table_of
 from .peers import commands
 from .segments import key as way_of
@@ -153,12 +152,11 @@ def segments(records: list[Record]) -> Table:
 
 
 def beginnings(records: list[Record]) -> Table:
-    moved = (1, 4, 6, 7, 8)
     rows = []
     for r in sorted(records, key=lambda r: (r["row"].split()[0], -r["level"])):
         lost = f"{r['bits_lost']:.0f}", f"{r['bits_lost_at_first']:.0f} in {r['first_ms']:.0f} ms"
-        rows.append((r["row"], *(f"{bits_per_code(r, eighths):.3f}" for eighths in moved), *lost, f"{r['codes']:,}"))
-    header = ["network", *(f"windows move by {eighths / EIGHTHS:g}" for eighths in moved)]
+        rows.append((r["row"], *(f"{bits_per_code(r, eighths):.3f}" for eighths in MOVES), *lost, f"{r['codes']:,}"))
+    header = ["network", *(f"windows move by {eighths / 8:g}" for eighths in MOVES)]
     header += ["bits that a beginning costs", "of them at first", "codes"]
     note = "`python bench beginnings`: held-out bits per code where windows move by such a part of themselves"
     return table_of("beginnings", "What the beginnings of windows and segments cost", header, rows, note)

@@ -53,7 +53,7 @@ setup(
     package_dir=PACKAGES,
     package_data={
         "fastjukebox.engine": ["py.typed", "demo/*", "demo/*/*"],
-        "fastjukebox.kernels": ["py.typed", "csrc/*"],
+        "fastjukebox.kernels": ["py.typed", "csrc/*", "cuda/*"],
         "fastjukebox.distill": ["py.typed"],
     },
     ext_modules=[

@@ -52,6 +52,8 @@ SAY = {
     )
 }
 SAY["exchanges"] = "roofline", "say_exchange"
+# Tests of the kernel that stays, in a process of their own.
+PERSISTENT = "tests/engine/test_persistent_decoder.py"
 # What a stage may take beyond its share, to finish the row it is in.
 GRACE = 15.0
 # What one that is ended may take to leave nothing behind.
@@ -74,7 +76,10 @@ def stages() -> list[Stage]:
     drafts = ("speculative", "--device", "cuda", "--width", "1920", "--rounds", "5")
     segments = ("segments", "--device", "cuda", "--depth", "18", "--context", "1024", "--rounds", "2")
     files = sorted(p for p in (harness.ROOT / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text())
-    tests = tuple(str(path.relative_to(harness.ROOT)) for path in files)
+    tests = [str(path.relative_to(harness.ROOT)) for path in files]
+    # A kernel that waits for ever ends with an error that costs its process the GPU.
+    tests.remove(PERSISTENT)
+    persistent = ("--decoders", "persistent", "persistent-int8")
     return [
         # A large share: what it does not take flows to the others, and without it no figure may be reported.
         Stage("tests", 40, ("-m", "gpu", "-v", *tests)),
@@ -82,6 +87,12 @@ def stages() -> list[Stage]:
             "decode 18 layers", 4, ("decode", *upsampler, "--batch", "1", "--steps-per-graph", "8", "1", "32", *triton)
         ),
         Stage("decode 72 layers", 4, ("decode", "--sizes", "upsampler-0-72", "--batch", "1")),
+        Stage("tests of the persistent decoder", 6, ("-m", "gpu", "-v", PERSISTENT)),
+        Stage(
+            "persistent",
+            6,
+            ("decode", *upsampler, "upsampler-0-72", "--batch", "1", "4", "--dtype", "fp16", *persistent),
+        ),
         Stage(
             "batch", 5, ("decode", *upsampler, "upsampler-0-72", "--batch", "32", "16", "4", "--dtype", "fp16", *triton)
         ),
@@ -169,7 +180,7 @@ def run_stage(stage: Stage, options: argparse.Namespace, results: Path, limit: f
     # The interpreter stands in for the GPU.
     environment = {"TRITON_INTERPRET": "1"} if options.rehearse else {}
     environment |= {"PYTHONUNBUFFERED": "1"}
-    if stage.name == "tests":
+    if stage.name.startswith("tests"):
         junit.unlink(missing_ok=True)
         command = [
             sys.executable,
@@ -190,7 +201,7 @@ def run_stage(stage: Stage, options: argparse.Namespace, results: Path, limit: f
     text = log.read_text(errors="replace")
     print(text, end="" if text.endswith("\n") else "\n", flush=True)
     figures: dict[str, Any] = {"seconds": round(time.monotonic() - began, 1)}
-    if stage.name == "tests" and junit.exists():
+    if stage.name.startswith("tests") and junit.exists():
         figures |= test_report(junit)
     if status is None or status == harness.CUT:
         return figures | {"status": "cut", "limit_s": round(limit, 1)}
@@ -226,6 +237,8 @@ def table(records: list[dict[str, Any]]) -> None:
             print(f"{bench:9} {row:44} {problem[:100] if problem else say(figures)}")
     if last.get(("gpu", "tests"), {}).get("status") != "passed":
         print("\nThe tests have not passed: the figures above are not to be reported.")
+    elif last.get(("gpu", "tests of the persistent decoder"), {}).get("status") != "passed":
+        print("\nThe persistent decoder's tests have not passed: its figures are not to be reported.")
 
 
 def main(arguments: list[str] | None = None) -> int:

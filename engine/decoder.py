@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import native_library, philox, reference
-from . import graph_decoder
+from . import graph_decoder, persistent_decoder
 from .convolution import repeatable
 from .kv_cache import KVCache
 from .prior import Prior
@@ -206,6 +206,9 @@ BACKENDS = (
         "triton-int8", graph_decoder.int8_decoder, graph_decoder.missing, int8=True, automatic=False, drafts=TRITON_ROWS
     ),
     Backend("native-int8", _native_int8, _native_missing, int8=True, native=True, drafts=NATIVE_ROWS),
+    # TODO: the first of all, once it has been measured on a GPU.
+    Backend("persistent", persistent_decoder.PersistentDecoder, persistent_decoder.missing, automatic=False),
+    Backend("persistent-int8", persistent_decoder.int8_decoder, persistent_decoder.missing, int8=True, automatic=False),
     Backend("eager", EagerDecoder, lambda device, dtype: None),
 )
 

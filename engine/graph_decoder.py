@@ -233,10 +233,11 @@ class GraphDecoder:
             self.behind.synchronize()
         if self.prior.device.type == "cuda":
             with torch.cuda.device(self.prior.device):
-                self._replay(stop - start)
+                self._steps(stop - start)
+                self.behind = torch.cuda.Event()
+                self.behind.record()
         else:
-            for _ in range(start, stop):
-                self.step()
+            self._steps(stop - start)
         self.task.codes[:, start:stop] = self.codes[: len(self.task.codes), start:stop]
         self.pos = stop
 
@@ -273,14 +274,16 @@ class GraphDecoder:
             self.go_to(self.pos)
         return counts
 
-    def _replay(self, steps: int) -> None:
+    def _steps(self, steps: int) -> None:
+        if self.prior.device.type != "cuda":
+            for _ in range(steps):
+                self.step()
+            return
         several, one = (self.graphs[self.cond is not None, count] for count in (self.steps_per_graph, 1))
         for _ in range(steps // self.steps_per_graph):
             several.replay()
         for _ in range(steps % self.steps_per_graph):
             one.replay()
-        self.behind = torch.cuda.Event()
-        self.behind.record()
 
     def step(self, row_len: int = 0) -> None:
         """One position of all lanes, the one that `positions` says; see sample_step for `row_len`."""

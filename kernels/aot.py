@@ -185,7 +185,7 @@ def compile_one(specialization: Specialization, architecture: int) -> Resources:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        used = _resource_usage(file.name)
+        used = resource_usage(file.name)
     return Resources(
         specialization.name,
         architecture,
@@ -197,7 +197,7 @@ def compile_one(specialization: Specialization, architecture: int) -> Resources:
     )
 
 
-def _resource_usage(cubin: str) -> dict[str, int]:
+def resource_usage(cubin: str) -> dict[str, int]:
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     text = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
     line = next(line for line in text.splitlines() if "REG:" in line)

@@ -81,7 +81,7 @@ def test_failed_tests_are_counted_and_named(tmp_path):
 
 def test_every_stage_is_a_command_that_its_script_takes():
     for stage in gpu.stages():
-        if stage.name != "tests":
+        if not stage.name.startswith("tests"):
             assert stage.command[0] in gpu.SAY
     assert any("test_prefill_attention" in word for word in gpu.stages()[0].command)
 
@@ -142,7 +142,7 @@ sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *gpu.sta
 
 
 def test_bytes_per_step_are_those_of_the_facts():
-    """72 layers of the upsampler move 1610 MB per step in 16 bits (shared/FACTS.md, 5)."""
+    """72 layers of the upsampler move 1610 MB per step in 16 bits."""
     case = decode.Case("triton", "upsampler-0-72", "fp16", 1)
     config, conditioned = decode.size(case.size)
     assert 1.60e9 < decode.bytes_per_step(case, config, conditioned, 4096) < 1.63e9

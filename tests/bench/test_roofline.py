@@ -96,7 +96,7 @@ def test_a_layer_that_attends_to_an_encoder_projects_queries_alone():
 
 
 def test_what_ifs_are_the_floors_of_the_facts():
-    """Upsampler on a P100: 2199, 740 and 558 us per step at 72, 24 and 18 layers (shared/FACTS.md, 5)."""
+    """Upsampler on a P100: 2199, 740 and 558 us per step at 72, 24 and 18 layers."""
     for depth, floor in ((72, 2199), (24, 740), (18, 558)):
         found = roofline.what_if("Tesla P100 16GB", "upsampler", depth)
         assert abs(found["floor_us_at_full_bandwidth"] / floor - 1) < 0.01

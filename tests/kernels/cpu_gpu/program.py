@@ -1,0 +1,38 @@
+"""The persistent kernel on a CPU: compiled with device.cuh beside this file, which makes every thread a fiber."""
+
+import ctypes
+import itertools
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+from fastjukebox.kernels.persistent import FOLDER, Arguments, Shape
+
+HERE = Path(__file__).parent
+COMPILER = shutil.which("g++") or shutil.which("clang++")
+STATUS = {1: "blocks wait for each other for ever", 2: "a copy outlived its block"}
+folder = tempfile.TemporaryDirectory()
+
+
+@lru_cache
+def build(shape: Shape, blocks: int, threads: int, shared_bytes: int) -> ctypes.CDLL:
+    library = Path(folder.name) / f"{len(list(Path(folder.name).iterdir()))}.so"
+    defines = shape.defines(blocks, shared_bytes, threads)
+    command = [COMPILER, "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
+    command += [f"-I{HERE}", f"-I{FOLDER}", *(f"-D{name}={value}" for name, value in defines.items())]
+    subprocess.run([*command, str(HERE / "run.cpp"), "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library))
+
+
+class CpuProgram:
+    """As persistent.GpuProgram. seed: of the first launch's order of threads; the next launch has the next one."""
+
+    def __init__(self, shape: Shape, blocks: int = 3, threads: int = 64, shared_bytes: int = 1 << 16, seed: int = 0):
+        self.run = build(shape, blocks, threads, shared_bytes).run
+        self.seeds = itertools.count(seed)
+
+    def __call__(self, arguments: Arguments) -> None:
+        if status := self.run(ctypes.byref(arguments), next(self.seeds)):
+            raise RuntimeError(STATUS[status])

@@ -20,10 +20,12 @@ struct Layer {
 
 struct Arguments {
   const Layer *layers;
-  const void *head_weight, *token_embedding, *pos_embedding;  // [CODES, WIDTH], [CODES or more, WIDTH], [CONTEXT, WIDTH]
+  const void *head_weight;      // [CODES, WIDTH]
+  const void *token_embedding;  // [CODES or more, WIDTH]
+  const void *pos_embedding;    // [CONTEXT, WIDTH]
   const float *head_scale;
   const void *frame_cond, *head_cond;  // [BATCH, CONTEXT, WIDTH] or null: into the first layer, into the head
-  float *x;                            // [BATCH, WIDTH], what the first position takes in; written for the one after the last
+  float *x;                            // [BATCH, WIDTH]: what the first position takes in; then, what the next one does
   long long *codes;                    // [BATCH, CONTEXT]
   const long long *items, *noise_key;  // [BATCH]; low and high half of the seed, level, place of the window
   const float *filters;                // temperature, top-k, top-p

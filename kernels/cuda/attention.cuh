@@ -1,5 +1,5 @@
-// Attention of one position over what its pattern lets it see, cut into parts of some keys for as many blocks; who needs
-// the result puts the parts together (kernels/reference.py: cache_attention, project_attention).
+// Attention of one position over what its pattern lets it see, cut into parts of some keys for as many blocks; who
+// needs the result puts the parts together (kernels/reference.py: cache_attention, project_attention).
 #pragma once
 #include <arguments.cuh>
 #include <exchange.cuh>

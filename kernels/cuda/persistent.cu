@@ -3,17 +3,17 @@
 // Block b computes its share of the outputs of every product: queries, keys and values; the projection of attention; up;
 // down; logits. Between products it waits for the numbers of all blocks (exchange.cuh), five times a layer and twice a
 // step. Its share of the next layer's weights comes into shared memory meanwhile, by the copy engine, to one place for
-// each of the four matrices, which is filled again as soon as it has been used: so memory is read all the time, and what a
-// step takes is the longer of the two, the weights' bytes over the bandwidth and what the exchanges take. Matrices for
-// which shared memory has no place, all where there is no copy engine, are asked for into the second-level cache instead.
+// each of the four matrices, which is filled again as soon as it has been used: so memory is read all the time, and a
+// step takes the longer of two times, that of the weights' bytes and that of the exchanges. Matrices for which shared
+// memory has no place, all where there is no copy engine, are asked for into the second-level cache instead.
 //
-// Why a word may be written again in the next layer: whoever writes it then has numbers of that layer's stage before from
-// all blocks (each has a share of every stage), and a block computes these after it has read the word. Keys and values of
-// earlier steps are seen since each step has one fence on either side: before the logits, after the code.
+// Why a word may be written again in the next layer: whoever writes it then has numbers of that layer's stage before
+// from all blocks (each has a share of every stage), and a block computes these after it has read the word. Keys and
+// values of earlier steps are seen since each step has fences on either side: before the logits, after the code.
 //
-// Bytes per step: every weight once, keys and values that are seen once; and from the second-level cache, each time that a
-// block looks whether they are there, the words that it waits for (at width 1920 15 KB an exchange, 2 MB for 132 blocks,
-// beside 22 MB of a layer's weights).
+// Bytes per step: every weight once, keys and values that are seen once; and from the second-level cache, each time that
+// a block looks whether they are there, the words that it waits for (at width 1920 15 KB an exchange, 2 MB for 132
+// blocks, beside 22 MB of a layer's weights).
 #include <arguments.cuh>
 #include <attention.cuh>
 #include <products.cuh>
@@ -110,9 +110,9 @@ struct Block {
     }
   }
 
-  // `x` normalized over the width (Ba et al. 2016) to `room.inputs`; `which` of a layer's two norms.
-  DEVICE void normalize(const Columns (&x)[BATCH], const Norm &norm, int which) {
-    Moments(&met)[BATCH][WARPS] = room.moments[which];
+  // `x` normalized over the width (Ba et al. 2016) to `room.inputs`.
+  DEVICE void normalize(const Columns (&x)[BATCH], const Norm &norm) {
+    Moments(&met)[BATCH][WARPS] = room.moments;
     const int warp = threadIdx.x / 32;
 #pragma unroll
     for (int item = 0; item < BATCH; ++item) {
@@ -209,7 +209,7 @@ struct Block {
           if (column(i) >= from && column(i) < from + count) room.own_x[(column(i) - from) * BATCH + item] = x[item][i];
     }
     take<false>(norm, layer.norm_0_weight, layer.norm_0_bias);
-    normalize(x, norm, 0);
+    normalize(x, norm);
     // All threads have left the layer before, whose room this was.
     note(room.layers[~done & 1], a.layers + (last_layer ? 0 : at + 1));
     const int slot = seen_from(pos, layer).slot;
@@ -233,7 +233,7 @@ struct Block {
     take<true>(norm, layer.norm_1_weight, layer.norm_1_bias);
     receive(x, a.h, tag);
     take<false>(norm, layer.norm_1_weight, layer.norm_1_bias);
-    normalize(x, norm, 1);
+    normalize(x, norm);
     product<UP>(layer, next, [&](int item, int output, float y, int) {
       tell(a.hidden + item * MLP_WIDTH + output, y / (1 + expf(-1.702f * y)), tag);
     });
@@ -275,7 +275,7 @@ struct Block {
     __syncthreads();
     const int from = first(CODES), count = rows(CODES);
     const Weight *weights = share_of(a.head_weight, WIDTH, CODES);
-    if (count) multiply<WIDTH, CODES, STRIDE, false>(room.partial, weights, count, room.inputs);
+    multiply<WIDTH, CODES, STRIDE, false>(room.partial, weights, count, room.inputs);
     __syncthreads();
     // What this step has cached is there before its logits are.
     fence();
@@ -285,10 +285,9 @@ struct Block {
     });
   }
 
-  // The codes of the items that this block draws.
+  // The code of an item, one by each of the first blocks.
   DEVICE void draw(int pos, unsigned tag) {
-#pragma unroll 1
-    for (int item = blockIdx.x; item < BATCH; item += GRID) {
+    if (const int item = blockIdx.x; item < BATCH) {
       Sampler sampler{room.meeting};
       sampler.draw_noise(a, item, pos);
       listen(sampler.logits, tag, [&](int i) { return a.logits + item * CODES + min(code_of(i), CODES - 1); });
@@ -299,8 +298,6 @@ struct Block {
         fence();
         tell(a.drawn + item, __int_as_float(code), tag);
       }
-      // The next item's begins to meet anew.
-      __syncthreads();
     }
   }
 

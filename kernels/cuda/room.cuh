@@ -31,13 +31,15 @@ struct Room {
   Word counters[STAGES];
   Layer layers[2];  // the current one, and the next
   AttentionRoom attention;
-  Moments moments[2][BATCH][WARPS];
+  Moments moments[BATCH][WARPS];
   float inputs[BATCH * STRIDE];
   float partial[most_partials()];
   float own_x[most_rows(WIDTH) * BATCH], own_h[most_rows(WIDTH) * BATCH];
 };
 constexpr int ROOM = round_up(sizeof(Room));
 static_assert(ROOM <= SHARED_BYTES, "too many items for this GPU's shared memory");
+// Each of the first blocks draws an item's codes.
+static_assert(BATCH <= GRID, "too many items for so few blocks");
 
 // Where a block's share of a matrix lies in shared memory: the largest matrices have a place first, then what fits.
 constexpr int NOWHERE = -1;

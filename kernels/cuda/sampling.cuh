@@ -60,8 +60,8 @@ struct Sampler {
     return found;
   }
 
-  // Leave nothing below the least logit of those that are, as whole numbers, `last` or more: compared as floats, so that
-  // a negative zero ties with a positive one.
+  // Leave nothing below the least logit of those that are, as whole numbers, `last` or more: compared as floats, so
+  // that a negative zero ties with a positive one.
   DEVICE void cut(unsigned last) {
     Word least = 0;
 #pragma unroll

@@ -1,8 +1,8 @@
-// The twin of kernels/cuda/device.cuh for a CPU, and of what CUDA C++ brings: every thread of every block is a fiber, and
-// one operating system's thread runs them in an order that a seed decides. A fiber goes on until it must wait for others:
-// at __syncthreads, at a shuffle, or when a word is not there yet. Copies of the copy engine happen at once or late, as the
-// seed decides, too; new shared memory is full of NaN. So what reads too early, or writes too soon, is found: not by every
-// seed, but by some.
+// The twin of kernels/cuda/device.cuh for a CPU, and of what CUDA C++ brings: every thread of every block is a fiber,
+// and one operating system's thread runs them in an order that a seed decides. A fiber goes on until it must wait for
+// others: at __syncthreads, at a shuffle, or when a word is not there yet. Copies of the copy engine happen at once or
+// late, as the seed decides, too; new shared memory is full of NaN. So what reads too early, or writes too soon, is
+// found: not by every seed, but by some.
 #pragma once
 
 #include <setjmp.h>
@@ -212,7 +212,8 @@ inline void copy_engine(void *to, const void *from, unsigned bytes, Word *counte
 }
 inline bool copied(Word *counter, unsigned count) {
   fibers::Fellows &block = *fibers::here->block;
-  if (!block.copies.empty() && fibers::chance() % 4 == 0) fibers::finish_copy(block, fibers::chance() % block.copies.size());
+  if (!block.copies.empty() && fibers::chance() % 4 == 0)
+    fibers::finish_copy(block, fibers::chance() % block.copies.size());
   if (*counter > count + 1 || *counter < count) abort();
   return *counter == count + 1;
 }

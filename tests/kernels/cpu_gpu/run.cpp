@@ -15,7 +15,7 @@ static void thread_of_a_block() {
 
 }  // namespace fibers
 
-// 0 if all blocks came to the end, 1 if they wait for each other for ever, 2 if copies into a block's memory outlived it.
+// 0 if all blocks came to the end, 1 if they wait for each other for ever, 2 if a copy into a block's memory outlived it.
 extern "C" int run(const Arguments *arguments, unsigned seed) {
   using namespace fibers;
   given = arguments;
@@ -39,7 +39,7 @@ extern "C" int run(const Arguments *arguments, unsigned seed) {
     makecontext(&fiber.beginning, thread_of_a_block, 0);
   }
   int idle = 0, status = 0;
-  // One block for a while, its warps in any order or one of them alone: they run ahead of each other as far as they can.
+  // One block for a while, its warps in any order or one of them alone: they run as far ahead of others as they can.
   for (bool done = false; !done;) {
     const unsigned block = chance() % GRID;
     const bool alone = chance() % 2;

@@ -167,18 +167,23 @@ def compile_cubin(defines: Mapping[str, Any], capability: tuple[int, int]) -> by
         ValueError: there is too little shared memory for so many items.
         RuntimeError: NVRTC cannot, because of what it says.
     """
-    return _compiled(tuple(sorted(defines.items())), capability)
+    return _compiled(tuple(sorted(defines.items())), f"sm_{capability[0]}{capability[1]}")
+
+
+def compile_ptx(defines: Mapping[str, Any], capability: tuple[int, int]) -> str:
+    """As `compile_cubin`, in the language that machine code is made of."""
+    return _compiled(tuple(sorted(defines.items())), f"compute_{capability[0]}{capability[1]}").rstrip(b"\0").decode()
 
 
 @lru_cache(maxsize=32)
-def _compiled(defines: tuple[tuple[str, Any], ...], capability: tuple[int, int]) -> bytes:
+def _compiled(defines: tuple[tuple[str, Any], ...], architecture: str) -> bytes:
     nvrtc = _bindings("nvrtc")
     headers = sorted(FOLDER.glob("*.cuh"))
     names, texts = [path.name.encode() for path in headers], [path.read_bytes() for path in headers]
     source = (FOLDER / "persistent.cu").read_bytes()
     program = _checked(nvrtc.nvrtcCreateProgram(source, b"persistent.cu", len(headers), texts, names))
     options = [
-        f"--gpu-architecture=sm_{capability[0]}{capability[1]}",
+        f"--gpu-architecture={architecture}",
         "--std=c++17",
         "--device-as-default-execution-space",
         *(f"-D{name}={value}" for name, value in defines),
@@ -190,10 +195,11 @@ def _compiled(defines: tuple[tuple[str, Any], ...], capability: tuple[int, int])
         if b"static assertion failed" in log:
             raise ValueError("the persistent decoder has no room for so many items on this GPU: choose triton")
         raise RuntimeError(f"NVRTC cannot compile the persistent decoder: {log.decode(errors='replace')[:2000]}")
-    cubin = bytearray(_checked(nvrtc.nvrtcGetCUBINSize(program)))
-    _checked(nvrtc.nvrtcGetCUBIN(program, cubin))
+    kind = "CUBIN" if architecture.startswith("sm_") else "PTX"
+    made = bytearray(_checked(getattr(nvrtc, f"nvrtcGet{kind}Size")(program)))
+    _checked(getattr(nvrtc, f"nvrtcGet{kind}")(program, made))
     _checked(nvrtc.nvrtcDestroyProgram(program))
-    return bytes(cubin)
+    return bytes(made)
 
 
 def nvrtc_version() -> str:

@@ -14,7 +14,7 @@ DEVICE float value_of(Word word) { return __uint_as_float(unsigned(word)); }
 
 DEVICE void tell(Word *to, float value, unsigned tag) { store_word(to, tagged(value, tag)); }
 
-// Wait for COUNT words, those where `at` points, sixteen of them asked for at a time: a thread has no registers for more.
+// Wait for COUNT words, those where `at` points, sixteen of them asked for at a time: for more there are no registers.
 // Each must be one that will come: who needs fewer takes one of them again.
 template <int COUNT, class At> DEVICE void listen(float (&values)[COUNT], unsigned tag, At at) {
 #pragma unroll

@@ -1,18 +1,18 @@
 // Many decode steps in one launch: one block per multiprocessor, which stays.
 //
-// Block b computes its share of the outputs of every product: queries, keys and values; the projection of attention; up;
-// down; logits. Between products it waits for the numbers of all blocks (exchange.cuh), five times a layer and twice a
-// step. Its share of the next layer's weights comes into shared memory meanwhile, by the copy engine, to one place for
-// each of the four matrices, which is filled again as soon as it has been used: so memory is read all the time, and a
-// step takes the longer of two times, that of the weights' bytes and that of the exchanges. Matrices for which shared
-// memory has no place, all where there is no copy engine, are asked for into the second-level cache instead.
+// Block b computes its share of the outputs of every product: queries, keys and values; the projection of attention;
+// up; down; logits. Between products it waits for the numbers of all blocks (exchange.cuh), five times a layer and
+// twice a step. Its share of the next layer's weights comes into shared memory meanwhile, by the copy engine, to one
+// place for each of the four matrices, which is filled again as soon as it has been used: so memory is read all the
+// time, and a step takes the longer of two times, that of the weights' bytes and that of the exchanges. Matrices for
+// which shared memory has no place, all where there is no copy engine, are asked for into the second-level cache.
 //
 // Why a word may be written again in the next layer: whoever writes it then has numbers of that layer's stage before
 // from all blocks (each has a share of every stage), and a block computes these after it has read the word. Keys and
 // values of earlier steps are seen since each step has fences on either side: before the logits, after the code.
 //
-// Bytes per step: every weight once, keys and values that are seen once; and from the second-level cache, each time that
-// a block looks whether they are there, the words that it waits for (at width 1920 15 KB an exchange, 2 MB for 132
+// Bytes per step: every weight once, keys and values that are seen once; and from the second-level cache, each time
+// that a block looks whether they are there, the words that it waits for (at width 1920 15 KB an exchange, 2 MB for 132
 // blocks, beside 22 MB of a layer's weights).
 #include <arguments.cuh>
 #include <attention.cuh>

@@ -13,6 +13,7 @@ from fastjukebox.engine.decoder import EagerDecoder, LevelSampling, choose_backe
 from fastjukebox.engine.graph_decoder import GraphDecoder
 from fastjukebox.engine.patterns import Pattern
 from fastjukebox.engine.persistent_decoder import PersistentDecoder, missing, shape_of
+from fastjukebox.kernels import persistent as kernel
 from fastjukebox.kernels import reference
 from test_graph_decoder import assert_same_but_for_ties, decode, make_task
 from test_labelled_priors import each_kind
@@ -23,6 +24,7 @@ sys.path.append(str(Path(__file__).parent.parent / "kernels"))
 
 from cpu_gpu.program import COMPILER, CpuProgram
 
+needs_nvrtc = pytest.mark.skipif(bool(kernel.missing()), reason=f"needs NVRTC: {kernel.missing()}")
 on_the_cpu = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 CONFIG = PriorConfig(level=1, width=64, depth=3, heads=2, context_len=12, num_rows=4, codebook_size=19)
 # Three and two chunks of 256 inputs, the last of them not whole, for two warps; heads of two warps.
@@ -44,10 +46,15 @@ def assert_as_in_plain_pytorch(decoder, make, *cuts, tolerance=1e-6):
     expected = GraphDecoder(decoder.prior, decoder.batch, decoder.head.scale is not None, ops=reference)
     codes = decode(decoder, make(), *cuts)
     assert torch.equal(codes, decode(expected, make()))
+    assert off(decoder, expected) <= tolerance
+    return codes
+
+
+def off(decoder, expected):
+    """How far the last logits are from what another decoder expects."""
     # A word's lower half is a number.
     logits = (decoder.words["logits"].view(decoder.batch, -1) & 0xFFFFFFFF).int().view(torch.float32)
-    assert (logits - expected.logits).norm() <= tolerance * expected.logits.norm()
-    return codes
+    return (logits - expected.logits).norm() / expected.logits.norm()
 
 
 @on_the_cpu
@@ -72,6 +79,43 @@ def test_stored_numbers(randomize, dtype, int8):
     # A key or value may be rounded to another neighbour.
     tolerance = 1e-6 if dtype == torch.float32 else 1e-4
     assert_as_in_plain_pytorch(decoder, lambda: make_task(prior, 2, 3), 8, tolerance=tolerance)
+
+
+@on_the_cpu
+@needs_nvrtc
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "int8"),
+    [
+        (75, torch.float16, False),
+        (80, torch.bfloat16, False),
+        (90, torch.float16, False),
+        (90, torch.float16, True),
+        (90, torch.float32, False),
+        (100, torch.bfloat16, True),
+    ],
+)
+def test_what_it_is_compiled_to(randomize, architecture, dtype, int8):
+    """The PTX itself, instruction by instruction."""
+    prior = make_prior(randomize, WIDE, dtype)
+    decoder = persistent(prior, 2, int8, shared_bytes=(1 << 18) + (1 << 16), architecture=architecture)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-4
+    sampling = LevelSampling(0.9, 7, 0.8)
+    assert_as_in_plain_pytorch(decoder, lambda: make_task(prior, 2, 3, sampling=sampling), 8, tolerance=tolerance)
+
+
+@on_the_cpu
+@needs_nvrtc
+def test_blocks_and_places_as_on_a_gpu(randomize):
+    """Blocks of as many threads as are launched, at the width of the published upsamplers; places for some matrices."""
+    config = PriorConfig(level=0, width=1920, depth=3, heads=1, context_len=512, num_rows=8)
+    prior = make_prior(randomize, config, torch.float16)
+    decoder = persistent(prior, 1, blocks=12, threads=kernel.THREADS, shared_bytes=227 << 10, architecture=90)
+    expected = GraphDecoder(prior, 1, ops=reference)
+    for each in (decoder, expected):
+        each.prefill(make_task(prior, 1, 70))
+        each.run(70, 72)
+    assert torch.equal(decoder.task.codes, expected.task.codes)
+    assert off(decoder, expected) <= 1e-4
 
 
 @on_the_cpu

@@ -89,6 +89,11 @@ inline void finish_copy(Fellows &block, size_t i) {
   progress = true;
 }
 
+inline void maybe_finish_copy() {
+  Fellows &block = *here->block;
+  if (!block.copies.empty() && chance() % 4 == 0) finish_copy(block, chance() % block.copies.size());
+}
+
 inline unsigned lane() { return here->thread % 32; }
 
 }  // namespace fibers
@@ -211,9 +216,7 @@ inline void copy_engine(void *to, const void *from, unsigned bytes, Word *counte
   if (fibers::chance() % 2) fibers::finish_copy(block, block.copies.size() - 1);
 }
 inline bool copied(Word *counter, unsigned count) {
-  fibers::Fellows &block = *fibers::here->block;
-  if (!block.copies.empty() && fibers::chance() % 4 == 0)
-    fibers::finish_copy(block, fibers::chance() % block.copies.size());
+  fibers::maybe_finish_copy();
   if (*counter > count + 1 || *counter < count) abort();
   return *counter == count + 1;
 }

@@ -1,5 +1,5 @@
-// decode_steps on a CPU: see device.cuh.
-#include "persistent.cu"
+// decode_steps on a CPU, its source or what it was compiled to (ptx.py): see device.cuh.
+#include KERNEL
 
 namespace fibers {
 
@@ -15,7 +15,7 @@ static void thread_of_a_block() {
 
 }  // namespace fibers
 
-// 0 if all blocks came to the end, 1 if they wait for each other for ever, 2 if a copy into a block's memory outlived it.
+// 0 if all blocks came to the end, 1 if they wait for each other for ever, 2 if a copy to a block's memory outlived it.
 extern "C" int run(const Arguments *arguments, unsigned seed) {
   using namespace fibers;
   given = arguments;
@@ -27,7 +27,7 @@ extern "C" int run(const Arguments *arguments, unsigned seed) {
     blocks[b].shared = static_cast<unsigned char *>(std::aligned_alloc(128, SHARED_BYTES));
     memset(blocks[b].shared, 0xFF, SHARED_BYTES);
   }
-  constexpr size_t STACK = 1 << 16;
+  constexpr size_t STACK = 1 << 17;
   for (unsigned i = 0; i < all.size(); ++i) {
     Fiber &fiber = all[i];
     fiber.block = &blocks[i / THREADS];
@@ -38,7 +38,8 @@ extern "C" int run(const Arguments *arguments, unsigned seed) {
     fiber.beginning.uc_stack.ss_size = STACK;
     makecontext(&fiber.beginning, thread_of_a_block, 0);
   }
-  int idle = 0, status = 0;
+  unsigned idle = 0;
+  int status = 0;
   // One block for a while, its warps in any order or one of them alone: they run as far ahead of others as they can.
   for (bool done = false; !done;) {
     const unsigned block = chance() % GRID;
@@ -55,7 +56,7 @@ extern "C" int run(const Arguments *arguments, unsigned seed) {
     }
     done = true;
     for (Fellows &b : blocks) done = done && b.done == THREADS;
-    if (idle > 20000) {
+    if (idle > 100 * GRID * THREADS) {
       status = 1;
       break;
     }

@@ -58,6 +58,7 @@ def off(decoder, expected):
 
 
 @on_the_cpu
+@pytest.mark.linux
 @pytest.mark.parametrize("prompt_len", [0, 5])
 @pytest.mark.parametrize("shared_bytes", [1 << 16, 1 << 15, 12 << 10])
 def test_codes_equal_those_of_the_eager_decoder(randomize, prompt_len, shared_bytes):
@@ -71,6 +72,7 @@ def test_codes_equal_those_of_the_eager_decoder(randomize, prompt_len, shared_by
 
 
 @on_the_cpu
+@pytest.mark.linux
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_stored_numbers(randomize, dtype, int8):
@@ -82,6 +84,7 @@ def test_stored_numbers(randomize, dtype, int8):
 
 
 @on_the_cpu
+@pytest.mark.linux
 @needs_nvrtc
 @pytest.mark.parametrize(
     ("architecture", "dtype", "int8"),
@@ -104,6 +107,7 @@ def test_what_it_is_compiled_to(randomize, architecture, dtype, int8):
 
 
 @on_the_cpu
+@pytest.mark.linux
 @needs_nvrtc
 def test_blocks_and_places_as_on_a_gpu(randomize):
     """Blocks of as many threads as are launched, at the width of the published upsamplers; places for some matrices."""
@@ -119,6 +123,7 @@ def test_blocks_and_places_as_on_a_gpu(randomize):
 
 
 @on_the_cpu
+@pytest.mark.linux
 def test_the_same_bits_in_every_order_batch_and_grid(randomize):
     prior = make_prior(randomize)
 
@@ -144,6 +149,7 @@ def test_the_same_bits_in_every_order_batch_and_grid(randomize):
 
 
 @on_the_cpu
+@pytest.mark.linux
 @pytest.mark.parametrize(
     "sampling", [LevelSampling(0.9, 5), LevelSampling(1.3, 0, 0.6), LevelSampling(0.8, 7, 0.9), LevelSampling(1, 1)]
 )
@@ -154,6 +160,7 @@ def test_filters(randomize, sampling):
 
 
 @on_the_cpu
+@pytest.mark.linux
 def test_a_decoder_serves_windows_of_every_kind(randomize):
     """One decoder, window after window: no condition, fewer items than lanes, another place; cut into pieces."""
     prior = make_prior(randomize)
@@ -170,6 +177,7 @@ def test_a_decoder_serves_windows_of_every_kind(randomize):
 
 
 @on_the_cpu
+@pytest.mark.linux
 @pytest.mark.parametrize("cycle", [(Pattern.DENSE, Pattern.COLUMN), (Pattern.PREVIOUS_ROW, Pattern.ROW, Pattern.ROW)])
 def test_any_patterns_and_residual_scales(randomize, cycle):
     # The dense layer has six parts, each of more keys than a block has warps.
@@ -179,6 +187,7 @@ def test_any_patterns_and_residual_scales(randomize, cycle):
 
 
 @on_the_cpu
+@pytest.mark.linux
 @each_kind
 def test_labels_and_lyrics(randomize, kind):
     prior = make_labelled_prior(randomize, kind, torch.float32, width=64, heads=2).requires_grad_(False)
@@ -187,6 +196,7 @@ def test_labels_and_lyrics(randomize, kind):
 
 
 @on_the_cpu
+@pytest.mark.linux
 def test_more_words_than_tags(randomize):
     """Tags begin anew after 2^32 of them."""
     prior = make_prior(randomize)

@@ -131,7 +131,7 @@ import pytest
 from fastjukebox.bench import attention, decode, gpu, ops, peers, prefill, roofline, scaling, table1
 request = ["--sizes", "tiny", "--audio-seconds", "0.05", "--backends", "eager", "--device", "cpu", "--threads", "1"]
 assert table1.main([*request, "--quick"]) == 0
-sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *gpu.stages()[0].command]))
+sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *gpu.stages()[0].command, gpu.PERSISTENT]))
 """
     start = (
         f"import types, sys; package = types.ModuleType('fastjukebox'); package.__path__ = [{str(harness.ROOT)!r}]\n"

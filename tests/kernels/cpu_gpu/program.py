@@ -28,7 +28,7 @@ def build(shape: Shape, blocks: int, threads: int, shared_bytes: int, architectu
         kernel.write_text(to_cpp(compile_ptx(defines, divmod(architecture, 10))))
     defines["KERNEL"] = f'"{kernel}"'
     command = [COMPILER, "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wno-unknown-pragmas"]
-    # Jumps from stack to stack are what it takes for errors.
+    # Fortified, a jump between stacks is an error.
     command += ["-U_FORTIFY_SOURCE"]
     # What is compiled has labels and registers that nothing uses.
     command += ["-Wno-unused"] * bool(architecture)

@@ -170,7 +170,6 @@ struct Block {
             cond && column(i) < WIDTH ? single(cond[((long long)item * CONTEXT + pos) * WIDTH + column(i)]) : 0;
     float drawn[BATCH];
     listen(drawn, tag, [&](int item) { return a.drawn + item; });
-    fence();
 #pragma unroll
     for (int item = 0; item < BATCH; ++item)
 #pragma unroll
@@ -181,11 +180,14 @@ struct Block {
       }
   }
 
-  // All threads: take a layer's description along.
-  DEVICE void note(Layer &to, const Layer *from) {
-#pragma unroll 1
-    for (int i = threadIdx.x; i < int(sizeof(Layer) / sizeof(Word)); i += THREADS)
-      reinterpret_cast<Word *>(&to)[i] = reinterpret_cast<const Word *>(from)[i];
+  // A layer's description, a word by each of the first threads: read from memory, and kept in shared memory.
+  static constexpr int DESCRIPTION = sizeof(Layer) / sizeof(Word);
+  static_assert(DESCRIPTION <= THREADS, "");
+  DEVICE static Word description(const Layer *from) {
+    return reinterpret_cast<const Word *>(from)[min(int(threadIdx.x), DESCRIPTION - 1)];
+  }
+  DEVICE static void keep(Layer &to, Word word) {
+    if (threadIdx.x < DESCRIPTION) reinterpret_cast<Word *>(&to)[threadIdx.x] = word;
   }
 
   // Layer `at` of the step for position `pos`; x: the first one's input.
@@ -196,6 +198,7 @@ struct Block {
     expect<QKV>(layer);
     prefetch_parts(layer, pos);
     if (last_layer) expect(a.head_weight, WIDTH, CODES);
+    const Word following = description(a.layers + (last_layer ? 0 : at + 1));
     Norm norm;
     take<true>(norm, layer.norm_0_weight, layer.norm_0_bias);
     if (at) {
@@ -211,7 +214,7 @@ struct Block {
     take<false>(norm, layer.norm_0_weight, layer.norm_0_bias);
     normalize(x, norm);
     // All threads have left the layer before, whose room this was.
-    note(room.layers[~done & 1], a.layers + (last_layer ? 0 : at + 1));
+    keep(room.layers[~done & 1], following);
     const int slot = seen_from(pos, layer).slot;
     product<QKV>(layer, next, [&](int item, int output, float y, int) {
       tell(a.qkv + item * 3 * ATTN_WIDTH + output, y, tag);
@@ -221,6 +224,8 @@ struct Block {
       }
     });
     expect<PROJ>(layer);
+    // After the code was heard, before keys and values of earlier steps are read; here blocks wait anyway.
+    if (!at) fence();
     attend(a, layer, pos, tag, room.attention);
     put_together<STRIDE>(room.inputs, a, layer, pos, tag);
     __syncthreads();
@@ -261,6 +266,8 @@ struct Block {
   }
 
   DEVICE void head(int pos, unsigned tag) {
+    // What this step has cached is there before its logits are; here blocks wait anyway.
+    fence();
     Columns x[BATCH];
     receive(x, a.x_words, tag - 1);
     auto *cond = static_cast<const Stored *>(a.head_cond);
@@ -277,8 +284,6 @@ struct Block {
     const Weight *weights = share_of(a.head_weight, WIDTH, CODES);
     multiply<WIDTH, CODES, STRIDE, false>(room.partial, weights, count, room.inputs);
     __syncthreads();
-    // What this step has cached is there before its logits are.
-    fence();
     add_up<WIDTH>(room.partial, count, [&](int item, int row, float sum) {
       if (a.head_scale) sum *= a.head_scale[from + row];
       tell(a.logits + item * CODES + from + row, sum, tag);
@@ -302,7 +307,7 @@ struct Block {
   }
 
   DEVICE void run() {
-    note(room.layers[0], a.layers);
+    keep(room.layers[0], description(a.layers));
     if (threadIdx.x == THREADS - 1) {
       for (int stage = 0; stage < STAGES; ++stage) start_counter(room.counters + stage);
       const Layer &layer = a.layers[0];

@@ -73,7 +73,7 @@ def _set(operand: str, kind: str, value: str) -> str:
 def _address(operand: str, shared: bool) -> str:
     base, _, offset = operand.strip("[]").partition("+")
     where = f"{_get(base, 'u64')} + ({offset or 0})"
-    return f"fibers::place({where})" if shared else f"((unsigned char *)({where}))"
+    return f"fibers::place((uint32_t)({where}))" if shared else f"((unsigned char *)({where}))"
 
 
 def _instruction(text: str) -> str:

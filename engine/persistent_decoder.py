@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import persistent, reference
+from ..kernels.native import PATTERNS
 from ..kernels.packing import PackedWeight
 from . import graph_decoder
 from .graph_decoder import GraphDecoder
@@ -102,7 +103,7 @@ class PersistentDecoder(GraphDecoder):
             to.qkv, to.proj = matrix(module.qkv, qkv), matrix(module.proj, proj)
             to.up, to.down = matrix(module.up, up), matrix(module.down, down)
             to.kv, to.slots = self._keep(cache.kv), cache.kv.shape[3]
-            to.pattern = persistent.PATTERNS[cache.pattern.value]
+            to.pattern = PATTERNS[cache.pattern.value]
             to.part = reference.attention_parts(cache.pattern.value, config.row_len, to.slots)[1]
             to.projected = module.qkv.bias.numel() // config.attn_width
         described = torch.frombuffer(bytearray(bytes(layers)), dtype=torch.uint8)

@@ -5,6 +5,7 @@ through `cuda.bindings`, which PyTorch brings along. The structures are mirrored
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Mapping
 from ctypes import Structure, c_float, c_int32, c_uint32, c_void_p
 from dataclasses import dataclass
@@ -16,10 +17,9 @@ from typing import Any
 import torch
 
 FOLDER = Path(__file__).parent / "cuda"
-PATTERNS = {"row": 0, "column": 1, "previous_row": 2, "cross": 3, "dense": 4, "lyrics": 4}
 STORED = {torch.float32: "float", torch.float16: "Half", torch.bfloat16: "Bfloat16"}
 MOST_PARTS = 16
-# Of more, a thread has not registers enough.
+# For more, a thread has not registers enough.
 MOST_ITEMS = 4
 THREADS = 512
 
@@ -37,7 +37,7 @@ class Layer(Structure):
     ]
 
 
-# What blocks tell each other, and how many words of it there are.
+# What blocks tell each other.
 WORDS = ("qkv", "parts", "h", "hidden", "x_words", "logits", "drawn")
 
 
@@ -110,16 +110,9 @@ class Shape:
 
     def words(self) -> dict[str, int]:
         """How many words blocks exchange, by the fields of `Arguments`."""
-        each = {
-            "qkv": 3 * self.attn_width,
-            "parts": MOST_PARTS * self.heads * (self.head_dim + 2),
-            "h": self.width,
-            "hidden": self.mlp_width,
-            "x_words": self.width,
-            "logits": self.codes,
-            "drawn": 1,
-        }
-        return {name: self.batch * count for name, count in each.items()}
+        parts = MOST_PARTS * self.heads * (self.head_dim + 2)
+        each = 3 * self.attn_width, parts, self.width, self.mlp_width, self.width, self.codes, 1
+        return {name: self.batch * count for name, count in zip(WORDS, each, strict=True)}
 
     def defines(self, blocks: int, shared_bytes: int, threads: int = THREADS) -> dict[str, Any]:
         """The macros that the source is compiled with."""
@@ -139,7 +132,7 @@ class Shape:
             "THREADS": threads,
             "SHARED_BYTES": shared_bytes,
             # Scores are in units of log2.
-            "SCORE_SCALE": f"{self.head_dim**-0.5 * 1.4426950408889634!r}f",
+            "SCORE_SCALE": f"{self.head_dim**-0.5 / math.log(2)!r}f",
             "STORED": stored,
             "WEIGHT": "signed char" if self.int8 else stored,
         }

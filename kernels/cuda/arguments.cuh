@@ -2,7 +2,8 @@
 #pragma once
 #include <device.cuh>
 
-enum Pattern { ROW, COLUMN, PREVIOUS_ROW, CROSS, FROM_START };
+// As kernels/native.py numbers them.
+enum Pattern { ROW, COLUMN, PREVIOUS_ROW, DENSE, LYRICS, CROSS };
 
 struct Matrix {
   const void *weight;  // output by output

@@ -8,10 +8,14 @@
 constexpr int QUADS = (CODES + 4 * THREADS - 1) / (4 * THREADS);
 DEVICE int code_of(int i) { return 4 * (int(threadIdx.x) + i / 4 * THREADS) + i % 4; }
 
-// Whole numbers in the order of floats.
+// Whole numbers in the order of floats, and back.
 DEVICE unsigned ordered(float x) {
   const unsigned bits = __float_as_uint(x);
   return bits < 0x80000000u ? bits ^ 0x80000000u : bits ^ 0xFFFFFFFFu;
+}
+
+DEVICE float unordered(unsigned order) {
+  return __uint_as_float(order >= 0x80000000u ? order ^ 0x80000000u : order ^ 0xFFFFFFFFu);
 }
 
 DEVICE void philox(unsigned (&c)[4], unsigned k0, unsigned k1) {
@@ -67,8 +71,7 @@ struct Sampler {
 #pragma unroll
     for (int i = 0; i < 4 * QUADS; ++i)
       if (code_of(i) < CODES && ordered(logits[i]) >= last) least = larger(least, Word(~ordered(logits[i])));
-    const unsigned bits = ~unsigned(block_max(least, meeting, turn));
-    const float limit = __uint_as_float(bits >= 0x80000000u ? bits ^ 0x80000000u : bits ^ 0xFFFFFFFFu);
+    const float limit = unordered(~unsigned(block_max(least, meeting, turn)));
 #pragma unroll
     for (int i = 0; i < 4 * QUADS; ++i)
       if (!(logits[i] >= limit)) logits[i] = minus_infinity();
@@ -79,8 +82,7 @@ struct Sampler {
 #pragma unroll
     for (int i = 0; i < 4 * QUADS; ++i)
       if (code_of(i) < CODES) order = larger(order, Word(ordered(logits[i])));
-    const unsigned bits = unsigned(block_max(order, meeting, turn));
-    return __uint_as_float(bits >= 0x80000000u ? bits ^ 0x80000000u : bits ^ 0xFFFFFFFFu);
+    return unordered(unsigned(block_max(order, meeting, turn)));
   }
 
   DEVICE int draw(const Arguments &a) {

@@ -101,10 +101,9 @@ def test_a_batch_of_three_equals_three_of_one(prior):
         assert torch.equal(together[item], alone[0])
 
 
-def test_a_decoder_serves_windows_of_every_kind(prior, randomize):
-    """One decoder, window after window: no condition, fewer items than lanes, another seed; cut into pieces."""
-    prior = prior.cpu()
-    decoder = GraphDecoder(prior, 2, ops=reference)
+def assert_serves_windows_of_every_kind(decoder):
+    """A decoder of two items, window after window: no condition, fewer items than lanes, another place; in pieces."""
+    prior = decoder.prior
     for batch, prompt_len, conditioned, cuts in (
         (2, 0, True, ()),
         (1, 7, False, (8,)),
@@ -115,6 +114,10 @@ def test_a_decoder_serves_windows_of_every_kind(prior, randomize):
         codes = decode(decoder, task, *cuts)
         expected = decode(EagerDecoder(prior, 2), make_task(prior, batch, prompt_len, conditioned, offset=prompt_len))
         assert torch.equal(codes, expected)
+
+
+def test_a_decoder_serves_windows_of_every_kind(prior):
+    assert_serves_windows_of_every_kind(GraphDecoder(prior.cpu(), 2, ops=reference))
 
 
 @pytest.mark.parametrize("cycle", [(Pattern.DENSE, Pattern.COLUMN), (Pattern.PREVIOUS_ROW, Pattern.ROW, Pattern.ROW)])

@@ -15,7 +15,12 @@ from fastjukebox.engine.patterns import Pattern
 from fastjukebox.engine.persistent_decoder import PersistentDecoder, missing, shape_of
 from fastjukebox.kernels import persistent as kernel
 from fastjukebox.kernels import reference
-from test_graph_decoder import assert_same_but_for_ties, decode, make_task
+from test_graph_decoder import (
+    assert_same_but_for_ties,
+    assert_serves_windows_of_every_kind,
+    decode,
+    make_task,
+)
 from test_labelled_priors import each_kind
 from test_labelled_priors import make_prior as make_labelled_prior
 from test_labelled_priors import make_task as make_labelled_task
@@ -25,7 +30,12 @@ sys.path.append(str(Path(__file__).parent.parent / "kernels"))
 from cpu_gpu.program import COMPILER, CpuProgram
 
 needs_nvrtc = pytest.mark.skipif(bool(kernel.missing()), reason=f"needs NVRTC: {kernel.missing()}")
-on_the_cpu = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+
+
+def on_the_cpu(test):
+    return pytest.mark.linux(pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")(test))
+
+
 CONFIG = PriorConfig(level=1, width=64, depth=3, heads=2, context_len=12, num_rows=4, codebook_size=19)
 # Three and two chunks of 256 inputs, the last of them not whole, for two warps; heads of two warps.
 WIDE = PriorConfig(
@@ -58,7 +68,6 @@ def off(decoder, expected):
 
 
 @on_the_cpu
-@pytest.mark.linux
 @pytest.mark.parametrize("prompt_len", [0, 5])
 @pytest.mark.parametrize("shared_bytes", [1 << 16, 1 << 15, 12 << 10])
 def test_codes_equal_those_of_the_eager_decoder(randomize, prompt_len, shared_bytes):
@@ -72,7 +81,6 @@ def test_codes_equal_those_of_the_eager_decoder(randomize, prompt_len, shared_by
 
 
 @on_the_cpu
-@pytest.mark.linux
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_stored_numbers(randomize, dtype, int8):
@@ -84,7 +92,6 @@ def test_stored_numbers(randomize, dtype, int8):
 
 
 @on_the_cpu
-@pytest.mark.linux
 @needs_nvrtc
 @pytest.mark.parametrize(
     ("architecture", "dtype", "int8"),
@@ -107,7 +114,6 @@ def test_what_it_is_compiled_to(randomize, architecture, dtype, int8):
 
 
 @on_the_cpu
-@pytest.mark.linux
 @needs_nvrtc
 def test_blocks_and_places_as_on_a_gpu(randomize):
     """Blocks of as many threads as are launched, at the width of the published upsamplers; places for some matrices."""
@@ -123,7 +129,6 @@ def test_blocks_and_places_as_on_a_gpu(randomize):
 
 
 @on_the_cpu
-@pytest.mark.linux
 def test_the_same_bits_in_every_order_batch_and_grid(randomize):
     prior = make_prior(randomize)
 
@@ -149,7 +154,6 @@ def test_the_same_bits_in_every_order_batch_and_grid(randomize):
 
 
 @on_the_cpu
-@pytest.mark.linux
 @pytest.mark.parametrize(
     "sampling", [LevelSampling(0.9, 5), LevelSampling(1.3, 0, 0.6), LevelSampling(0.8, 7, 0.9), LevelSampling(1, 1)]
 )
@@ -160,24 +164,12 @@ def test_filters(randomize, sampling):
 
 
 @on_the_cpu
-@pytest.mark.linux
 def test_a_decoder_serves_windows_of_every_kind(randomize):
-    """One decoder, window after window: no condition, fewer items than lanes, another place; cut into pieces."""
     prior = make_prior(randomize)
-    decoder = persistent(prior, 2)
-    for batch, prompt_len, conditioned, cuts in (
-        (2, 0, True, ()),
-        (1, 7, False, (8,)),
-        (2, 11, True, ()),
-        (2, 3, True, (4, 9)),
-    ):
-        task = make_task(prior, batch, prompt_len, conditioned, offset=prompt_len)
-        expected = make_task(prior, batch, prompt_len, conditioned, offset=prompt_len)
-        assert torch.equal(decode(decoder, task, *cuts), decode(EagerDecoder(prior, 2), expected))
+    assert_serves_windows_of_every_kind(persistent(prior, 2))
 
 
 @on_the_cpu
-@pytest.mark.linux
 @pytest.mark.parametrize("cycle", [(Pattern.DENSE, Pattern.COLUMN), (Pattern.PREVIOUS_ROW, Pattern.ROW, Pattern.ROW)])
 def test_any_patterns_and_residual_scales(randomize, cycle):
     # The dense layer has six parts, each of more keys than a block has warps.
@@ -187,7 +179,6 @@ def test_any_patterns_and_residual_scales(randomize, cycle):
 
 
 @on_the_cpu
-@pytest.mark.linux
 @each_kind
 def test_labels_and_lyrics(randomize, kind):
     prior = make_labelled_prior(randomize, kind, torch.float32, width=64, heads=2).requires_grad_(False)
@@ -196,7 +187,6 @@ def test_labels_and_lyrics(randomize, kind):
 
 
 @on_the_cpu
-@pytest.mark.linux
 def test_more_words_than_tags(randomize):
     """Tags begin anew after 2^32 of them."""
     prior = make_prior(randomize)
